@@ -1,0 +1,89 @@
+"""Images on the device: normalisation and random changes of a whole batch at once."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from math import pi
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from guided.config import Augment
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set's images on one device, uint8 (N, H, W, 3), with the statistics of its training cells.
+
+    Batches come out as float (B, 3, H, W) in channels-last memory, which is how they are stored.
+    """
+
+    pixels: Tensor
+    mean: Tensor  # (3, 1, 1), of the training cells' channels, in 0-255
+    sd: Tensor
+
+    @classmethod
+    def of(cls, images: np.ndarray, train: np.ndarray, device: torch.device) -> Images:
+        """Put images (N, H, W, 3) on `device`; statistics from the rows `train` only."""
+        mean, sd = channel_statistics(images, train)
+        if device.type == "cpu":
+            # Stay in the memory map that all workers share; torch only reads from it.
+            pixels = torch.from_numpy(images.view(np.ndarray)) if images.flags.writeable else _read_only(images)
+        else:
+            pixels = torch.from_numpy(np.array(images)).to(device)
+        shape = (3, 1, 1)
+        return cls(
+            pixels,
+            torch.tensor(mean, dtype=torch.float32, device=device).reshape(shape),
+            torch.tensor(sd, dtype=torch.float32, device=device).reshape(shape),
+        )
+
+    def batch(self, rows: np.ndarray) -> Tensor:
+        """Normalised images of `rows` (B,), unchanged otherwise: (B, 3, H, W)."""
+        chosen = self.pixels[torch.from_numpy(rows).to(self.pixels.device)]
+        return (chosen.permute(0, 3, 1, 2).float() - self.mean) / self.sd
+
+
+def _read_only(images: np.ndarray) -> Tensor:
+    # torch.from_numpy warns about arrays it could not write to; nothing here writes.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(images.view(np.ndarray))
+
+
+def channel_statistics(images: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sd (3,) of the channels over the cells `rows`, from exact sums in blocks."""
+    total, squared, count = np.zeros(3), np.zeros(3), 0
+    for start in range(0, len(rows), 512):
+        block = images[rows[start : start + 512]].reshape(-1, 3).astype(np.float64)
+        total += block.sum(0)
+        squared += np.einsum("ij,ij->j", block, block)
+        count += len(block)
+    mean = total / count
+    variance = squared / count - mean**2
+    return mean, np.sqrt(np.maximum(variance, 1.0))  # a blank channel keeps a scale of one grey level
+
+
+def augmented(batch: Tensor, config: Augment, rng: np.random.Generator) -> Tensor:
+    """Random flips, rotation by any angle, stain (a gain per channel) and light (a common gain) of batch (B, 3, H, W).
+
+    Geometry and colours are drawn from `rng` on the host, so a seed gives the same changes on every device. Corners
+    that a rotation turns in are filled by reflection. The gains act on normalised values, around the data's mean.
+    """
+    size = len(batch)
+    flip = rng.choice([-1.0, 1.0], size) if config.flips else np.ones(size)
+    angle = rng.uniform(0, 2 * pi, size) if config.rotation else pi * rng.integers(0, 2, size) * config.flips
+    gain = 1 + config.stain * rng.standard_normal((size, 3, 1, 1))
+    shift = config.light * rng.standard_normal((size, 1, 1, 1)) + config.stain * rng.standard_normal((size, 3, 1, 1))
+    if config.flips or config.rotation:
+        theta = np.zeros((size, 2, 3), dtype=np.float32)
+        theta[:, 0, 0], theta[:, 0, 1] = np.cos(angle) * flip, -np.sin(angle)
+        theta[:, 1, 0], theta[:, 1, 1] = np.sin(angle) * flip, np.cos(angle)
+        grid = F.affine_grid(torch.from_numpy(theta).to(batch.device), list(batch.shape), align_corners=False)
+        batch = F.grid_sample(batch, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    to = {"dtype": batch.dtype, "device": batch.device}
+    changed = batch * torch.as_tensor(gain, **to) + torch.as_tensor(shift, **to)
+    return changed.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,316 @@
+"""One fold run: train on a fold's training cells, keep the best epoch by validation macro-F1, test once.
+
+`run_fold` is a generator of epoch records; a Ray trial, a test and a notebook all drive the same loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from math import cos, pi
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from guided import classify
+from guided.augment import Images, augmented
+from guided.backbone import EmbeddingNet, Optimizers
+from guided.config import Config, Guide2D
+from guided.data import Dataset
+from guided.folds import Fold
+from guided.growth import is_warmup, length_at
+from guided.guide import EmbeddingGuide
+from guided.losses import LOSSES, Guide2DLoss, LossObject, penalty
+from guided.metrics import accuracy, f1_per_class, macro_f1
+
+Epoch = dict[str, float]
+
+
+class Diverged(ArithmeticError):
+    """Training left the finite numbers or collapsed to a point; the message says where, `history` what came before."""
+
+    history: list[Epoch]
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """What a finished fold run leaves. Metrics are named as in the MLflow record."""
+
+    metrics: dict[str, float]
+    history: list[Epoch]
+    classifier: str  # the winner of the grid, e.g. "svm C=0.1"
+    grid: list[tuple[str, float]]  # inner macro-F1 of every grid point
+    test_rows: np.ndarray  # (T,) rows of the data set
+    predicted: np.ndarray  # (T,) classes
+    scores: np.ndarray  # (T, C) float32
+    embedding: np.ndarray  # (T, n) float16, of the test cells at the best epoch
+    guide: np.ndarray  # (C, n) the points the embedding was drawn to at the best epoch
+    notes: list[str] = field(default_factory=list)
+
+
+def run_fold(
+    data: Dataset,
+    fold: Fold,
+    guide: EmbeddingGuide,
+    config: Config,
+    *,
+    seed: int,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+) -> Generator[Epoch, None, FoldResult]:
+    """Train one fold; yields the record of each epoch, returns the result.
+
+    With `checkpoint` (a folder) the state is saved after every epoch, and a run that finds one there goes on behind
+    its last epoch, to the same result bit for bit on the CPU. On `device` "cpu" one seed gives one result. Raises
+    Diverged where the loss is no longer finite or the embedding has collapsed, ValueError for a checkpoint that is
+    there but cannot be trusted, RuntimeError for a device that is not there.
+    """
+    run = _Run(data, fold, guide, config, seed, _device(device))
+    if checkpoint is not None:
+        run.load(checkpoint)
+    while not run.over:
+        try:
+            record = run.epoch()
+        except Diverged as error:
+            error.history = run.history
+            raise
+        if checkpoint is not None:
+            run.save(checkpoint)
+        yield record
+    return run.finish()
+
+
+def _device(name: str) -> torch.device:
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise RuntimeError(f"device {name!r} was asked for, but this process sees no CUDA device")
+    return torch.device(name)
+
+
+class _Run:
+    """State of one fold run between epochs."""
+
+    def __init__(
+        self, data: Dataset, fold: Fold, guide: EmbeddingGuide, config: Config, seed: int, device: torch.device
+    ) -> None:
+        if guide.classes != data.classes:
+            raise ValueError(f"guide {guide.name!r} is not in the class order of {data.name!r}")
+        if len(fold.train) < config.train.batch_size:
+            raise ValueError(
+                f"fold {fold.index} has {len(fold.train)} training cells, less than one batch of "
+                f"{config.train.batch_size}; lower train.batch_size or bring more cells"
+            )
+        self.data, self.fold, self.guide, self.config, self.seed, self.device = data, fold, guide, config, seed, device
+        self.labels = torch.from_numpy(data.labels).to(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(self._rng(0).integers(2**62)))
+            self.net = EmbeddingNet(config.backbone, config.embedding.length)
+        self.net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizers = Optimizers(self.net, config.train.learning_rate, config.train.weight_decay)
+        self.images = Images.of(data.images, fold.train, device)
+        self.loss: LossObject = LOSSES[config.loss.name](config.loss, guide.points, device)
+        self.warmup_loss: LossObject = Guide2DLoss(Guide2D(), guide.points, device)
+        self.history: list[Epoch] = []
+        self.best: dict[str, Any] = {"epoch": -1, "f1": -1.0}
+
+    def _rng(self, *stream: int) -> np.random.Generator:
+        # A stream per purpose and epoch: nothing of a random state needs to be saved to go on from a checkpoint.
+        return np.random.default_rng([self.seed, self.fold.partition, self.fold.index, *stream])
+
+    @property
+    def over(self) -> bool:
+        done = len(self.history)
+        return done >= self.config.train.epochs or (done > 0 and done - 1 - self.best["epoch"] >= self.patience)
+
+    @property
+    def patience(self) -> int:
+        return self.config.train.patience
+
+    def epoch(self) -> Epoch:
+        """Train one epoch, score it on the validation cells, let the loss learn from the training embedding."""
+        config, epoch = self.config, len(self.history)
+        length = length_at(epoch, config.embedding, config.train.epochs)
+        warmup = is_warmup(epoch, config.embedding)
+        started = time.perf_counter()
+        record: Epoch = {"epoch": float(epoch), "embedding/length": float(length)}
+        record |= self._train(epoch, length, self.warmup_loss if warmup else self.loss)
+        trained = time.perf_counter()
+        fold, labels = self.fold, self.data.labels
+        train, validation = self.embed(fold.train, length), self.embed(fold.validation, length)
+        if float(np.ptp(train, axis=0).max()) == 0.0:
+            raise Diverged(f"epoch {epoch}: every training cell has the same embedding")
+        embedded = time.perf_counter()
+        predicted = self._validate(train, validation)
+        record["val/f1_macro"] = macro_f1(labels[fold.validation], predicted, len(self.data.classes))
+        validated = time.perf_counter()
+        if record["val/f1_macro"] > self.best["f1"]:
+            state = {key: value.detach().cpu().clone() for key, value in self.net.state_dict().items()}
+            current = self.warmup_loss if warmup else self.loss
+            points = torch.from_numpy(np.asarray(current.points(length), dtype=np.float32).copy())
+            self.best = {"epoch": epoch, "f1": record["val/f1_macro"], "length": length, "net": state, "guide": points}
+        last_of_warmup = warmup and not is_warmup(epoch + 1, config.embedding)
+        if self.loss.needs_refresh and (not warmup or last_of_warmup):
+            seed = int(self._rng(2, epoch).integers(2**31))
+            record |= self.loss.refresh(train, labels[fold.train], seed)
+        record["time/train"] = trained - started
+        record["time/embed"] = embedded - trained
+        record["time/validate"] = validated - embedded
+        record["time/refresh"] = time.perf_counter() - validated
+        self.history.append(record)
+        return record
+
+    def _train(self, epoch: int, length: int, loss: LossObject) -> Epoch:
+        config = self.config.train
+        rng = self._rng(1, epoch)
+        rows = self._order(rng)
+        rate = config.learning_rate
+        if config.schedule == "cosine":
+            rate *= 0.5 * (1 + cos(pi * epoch / config.epochs))
+        self.optimizers.prepare(rate, length)
+        self.net.train()
+        batches = len(rows) // config.batch_size  # the last, smaller batch is dropped
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for batch in rows[: batches * config.batch_size].reshape(batches, config.batch_size):
+            p = self.net(augmented(self.images.batch(batch), self.config.augment, rng), length)
+            own, norm = loss(p, self.labels[torch.from_numpy(batch).to(self.device)]), penalty(p, self.config.norm)
+            self.optimizers.step(own + norm)
+            totals += torch.stack([own.detach(), norm.detach()]).double()
+        # One look per epoch: a loss that was not finite once stays so in the sum, and the device need not wait.
+        mean_own, mean_norm = (totals / batches).tolist()
+        if not np.isfinite(mean_own + mean_norm):
+            raise Diverged(f"epoch {epoch}: the training loss is {mean_own + mean_norm}")
+        return {
+            "train/loss": mean_own + mean_norm,
+            f"train/loss_{'guide2d' if loss is self.warmup_loss else self.config.loss.name}": mean_own,
+            "train/loss_norm": mean_norm,
+        }
+
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
+        """Training rows of an epoch: shuffled, or drawn so that every class comes equally often."""
+        rows = self.fold.train
+        if self.config.train.balance == "none":
+            return rng.permutation(rows)
+        labels = self.data.labels[rows]
+        counts = np.bincount(labels, minlength=len(self.data.classes))
+        weight = 1.0 / (counts[labels] * np.count_nonzero(counts))
+        return rng.choice(rows, size=len(rows), p=weight)
+
+    @torch.no_grad()
+    def embed(self, rows: np.ndarray, length: int) -> np.ndarray:
+        """Embedding (R, length) float32 of `rows`, without augmentation."""
+        self.net.eval()
+        parts = [
+            self.net(self.images.batch(rows[start : start + 256]), length).float().cpu()
+            for start in range(0, len(rows), 256)
+        ]
+        embedding = torch.cat(parts).numpy()
+        if not np.isfinite(embedding).all():
+            raise Diverged(f"epoch {len(self.history)}: the embedding has values that are not finite")
+        return embedding
+
+    def _validate(self, train: np.ndarray, validation: np.ndarray) -> np.ndarray:
+        labels, classes = self.data.labels[self.fold.train], len(self.data.classes)
+        name = self.config.validation.classifier
+        if name == "grid":
+            return classify.grid_search(train, labels, classes, self.config.classifier, seed=self.seed).predict(
+                validation
+            )
+        return classify.fit(name, train, labels, classes).predict(validation)
+
+    def finish(self) -> FoldResult:
+        """Back to the best epoch; classifier by grid search on the training cells; the test cells, once."""
+        started = time.perf_counter()
+        fold, labels, classes = self.fold, self.data.labels, self.data.classes
+        self.net.load_state_dict(self.best["net"])
+        length = int(self.best["length"])
+        train = self.embed(fold.train, length)
+        chosen = classify.grid_search(train, labels[fold.train], len(classes), self.config.classifier, seed=self.seed)
+        test = self.embed(fold.test, length)
+        predicted, true = chosen.predict(test), labels[fold.test]
+        metrics = {
+            "test/f1_macro": macro_f1(true, predicted, len(classes)),
+            "test/accuracy": accuracy(true, predicted),
+            "best/epoch": float(self.best["epoch"]),
+            "best/length": float(length),
+            "best/val_f1_macro": float(self.best["f1"]),
+            "epochs/run": float(len(self.history)),
+            "data/train_cells": float(len(fold.train)),
+            "data/validation_cells": float(len(fold.validation)),
+            "data/test_cells": float(len(fold.test)),
+        }
+        per_class = zip(classes, f1_per_class(true, predicted, len(classes)), strict=True)
+        metrics |= {f"test/f1/{name}": float(f1) for name, f1 in per_class if not np.isnan(f1)}
+        for part in ("train", "embed", "validate", "refresh"):
+            metrics[f"time/{part}_total"] = sum(epoch[f"time/{part}"] for epoch in self.history)
+        metrics["time/final"] = time.perf_counter() - started
+        metrics["time/total"] = metrics["time/final"] + sum(
+            metrics[f"time/{part}_total"] for part in ("train", "embed", "validate", "refresh")
+        )
+        notes = list(fold.notes)
+        if is_warmup(int(self.best["epoch"]), self.config.embedding):
+            notes.append("best epoch lies in the warm-up")
+        if length < self.config.embedding.length:
+            notes.append(f"length {length} of {self.config.embedding.length} at the best epoch")
+        return FoldResult(
+            metrics=metrics,
+            history=self.history,
+            classifier=chosen.label,
+            grid=list(chosen.grid),
+            test_rows=fold.test,
+            predicted=predicted,
+            scores=chosen.scores(test),
+            embedding=test.astype(np.float16),
+            guide=self.best["guide"].numpy(),
+            notes=notes,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the state of this epoch, keeping the one before it."""
+        state = {
+            "history": self.history,
+            "best": self.best,
+            "net": self.net.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
+            "loss": self.loss.state(),
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        payload = buffer.getvalue()
+        folder.mkdir(parents=True, exist_ok=True)
+        epoch = len(self.history)
+        # Two files in turn: whatever interrupts the writing of one leaves the other whole.
+        temporary = folder / f"writing-{os.getpid()}"
+        with temporary.open("wb") as file:
+            file.write(hashlib.sha256(payload).digest() + payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / f"epoch-{epoch % 2}.ckpt")
+
+    def load(self, folder: Path) -> None:
+        """Go on from the newest sound checkpoint in `folder`, if it holds any.
+
+        Raises ValueError where there are checkpoints and none is sound: starting over silently would hide the loss.
+        """
+        sound, broken = [], []
+        for path in sorted(folder.glob("epoch-*.ckpt")):
+            raw = path.read_bytes()
+            if hashlib.sha256(raw[32:]).digest() != raw[:32]:
+                broken.append(path)
+                continue
+            sound.append(torch.load(io.BytesIO(raw[32:]), map_location="cpu", weights_only=True))
+        if not sound:
+            if broken:
+                raise ValueError(
+                    f"no sound checkpoint in {folder}: {broken[0].name} is damaged; delete it to start over"
+                )
+            return
+        state = max(sound, key=lambda candidate: len(candidate["history"]))
+        self.history, self.best = state["history"], state["best"]
+        self.net.load_state_dict(state["net"])
+        self.optimizers.load_state_dict(state["optimizers"])
+        self.loss.restore(state["loss"])

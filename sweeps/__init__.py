@@ -1,0 +1,1 @@
+"""What varies, where it runs, what is recorded: sweep files, Ray Tune and the MLflow writer."""

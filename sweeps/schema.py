@@ -1,0 +1,74 @@
+"""Names in the MLflow record: experiments, tags, metrics, artifacts. Imports nothing, so that readers need nothing.
+
+A study (sweep + data + resolved base) is one value of the tag `study`. A *variant* run is the parent of its *fold runs*.
+"""
+
+from __future__ import annotations
+
+# --- tags -----------------------------------------------------------------------------------------------------------
+ROLE = "role"
+VARIANT_ROLE = "variant"
+FOLD_RUN_ROLE = "fold_run"
+
+SWEEP = "sweep"  # name of the sweep file
+STUDY = "study"  # id of the study; two studies never mix in a table
+STARTED = "study_started"  # ISO time of the study's first start: the newest study of a sweep is the default
+DATA_NAME = "data"
+DATA_FINGERPRINT = "data_fingerprint"
+GUIDE_HASH = "guide_hash"
+QUESTION = "question"
+VARIANT = "variant"  # label a person reads, e.g. "lowpass=0.6"
+VARIANT_ID = "variant_id"  # config id
+GIT_COMMIT = "git_commit"
+GIT_DIRTY = "git_dirty"
+VERSIONS = "versions"  # JSON {package: version}
+
+# on variants
+VARIED = "varied"  # JSON {dotted key: value}: what sets this variant apart from its siblings
+ORDER = "order"  # position in the sweep file
+BASELINE = "baseline"  # "true" on the variant the others are compared with
+PLANNED = "planned"  # JSON list of [partition, fold, seed]
+METRIC = "metric"  # the metric the sweep is about
+
+# on fold runs
+FOLD_RUN = "fold_run"  # content-addressed id of the record
+PARTITION = "partition"
+FOLD = "fold"
+SEED = "seed"
+STATUS = "status"  # finished | failed | diverged
+REASON = "reason"  # why it is not finished
+CLASSIFIER = "classifier"  # the winner of the grid search, e.g. "svm C=0.1"
+GROUPED_BY = "grouped_by"  # region | patient | none: what the folds really kept together
+NOTES = "notes"  # JSON list of what a reader must know (class absent from the test fold, best epoch in the warm-up ...)
+
+# --- metrics of a fold run ------------------------------------------------------------------------------------------
+# per epoch, step = epoch (from 0)
+TRAIN_LOSS = "train/loss"
+VAL_F1 = "val/f1_macro"
+LENGTH = "embedding/length"
+GUIDE_SHIFT = "guide/shift"
+# once
+TEST_F1 = "test/f1_macro"
+TEST_ACCURACY = "test/accuracy"
+TEST_F1_CLASS = "test/f1/"  # + class
+BEST_EPOCH = "best/epoch"
+BEST_LENGTH = "best/length"
+BEST_VAL_F1 = "best/val_f1_macro"
+EPOCHS_RUN = "epochs/run"
+TRAIN_CELLS = "data/train_cells"
+VALIDATION_CELLS = "data/validation_cells"
+TEST_CELLS = "data/test_cells"
+SECONDS = "time/total"
+
+# --- metrics of a variant -------------------------------------------------------------------------------------------
+CV = "cv/"  # cv/<metric>_mean, cv/<metric>_std (ddof 1 over folds, seeds averaged first), cv/<metric>_folds
+
+# --- artifacts of a fold run ----------------------------------------------------------------------------------------
+PREDICTIONS = "predictions.parquet"  # id, true, predicted, score per class
+ARRAYS = "arrays.npz"  # test_embedding (N, n) fp16, test_labels, guide (C, n), guide_2d (C, 2), classes
+RECORD = "record.json"
+
+
+def experiment_name(sweep: str, data: str) -> str:
+    """One experiment per sweep and data set."""
+    return f"{sweep} on {data}"

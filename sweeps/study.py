@@ -1,0 +1,230 @@
+"""A study: a sweep on one data set, down to the list of its fold runs. Written to disk so that workers, `status` and a
+later driver read the same thing."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from guided.data import Dataset, load_dataset
+
+from guided.config import Config, Data, content_id
+from guided.folds import Fold, make_folds
+from guided.growth import reaches_length
+from guided.guide import EmbeddingGuide, load_guide
+from sweeps.records import FoldRun, folder_bytes
+from sweeps.spec import Resources, SpecError, Sweep, Variant
+
+
+@dataclass(frozen=True)
+class Study:
+    """A resolved sweep with its data and its guides."""
+
+    sweep: Sweep
+    data: Dataset
+    guides: dict[str, EmbeddingGuide]  # by config id
+    out: Path  # absolute
+
+    @cached_property
+    def id(self) -> str:
+        """Sweep, data and what all variants share; adding variants, seeds or partitions keeps it."""
+        return content_id([self.sweep.name, self.data.fingerprint, self.sweep.base_id])
+
+    @property
+    def folder(self) -> Path:
+        """Where the study keeps its plan and its lock."""
+        return self.out / "studies" / f"{self.sweep.name}-{self.id}"
+
+    @cached_property
+    def fold_runs(self) -> list[FoldRun]:
+        """Every fold run, in the order they are trained: fold by fold through all variants, so that the running
+        comparison is always over nearly the same folds."""
+        folds = range(self.sweep.variants[0].config.folds.count)
+        return [
+            self._fold_run(variant, partition, fold, seed)
+            for seed in self.sweep.seeds
+            for partition in self.sweep.partitions
+            for fold in folds
+            for variant in self.sweep.variants
+        ]
+
+    def _fold_run(self, variant: Variant, partition: int, fold: int, seed: int) -> FoldRun:
+        guide = self.guides[variant.config.id].hash
+        return FoldRun(variant.label, variant.config, self.data.fingerprint, guide, partition, fold, seed)
+
+    def runs_of(self, variant: Variant) -> list[FoldRun]:
+        """The fold runs of one variant."""
+        return [run for run in self.fold_runs if run.variant == variant.label]
+
+    @cached_property
+    def folds(self) -> dict[int, list[Fold]]:
+        """The folds of each partition, the same for every variant."""
+        config = self.sweep.variants[0].config.folds
+        return {partition: make_folds(self.data, config, partition) for partition in self.sweep.partitions}
+
+    @cached_property
+    def test_train_ratio(self) -> float:
+        """n_test / n_train of the folds, averaged: what the corrected test needs."""
+        folds = [fold for cut in self.folds.values() for fold in cut]
+        return float(np.mean([len(fold.test) / len(fold.train) for fold in folds]))
+
+    def warnings(self) -> list[str]:
+        """What would make the comparison weaker than it looks."""
+        told = []
+        for variant in self.sweep.variants:
+            if not reaches_length(variant.config.embedding, variant.config.train.epochs):
+                told.append(
+                    f"variant {variant.label!r} never reaches length {variant.config.embedding.length} in "
+                    f"{variant.config.train.epochs} epochs; raise train.epochs or embedding.factor"
+                )
+        notes: dict[str, list[str]] = {}
+        for partition, folds in self.folds.items():
+            for fold in folds:
+                for note in fold.notes:
+                    notes.setdefault(note, []).append(
+                        f"{fold.index}" if partition == 0 else f"{partition}/{fold.index}"
+                    )
+        told += [f"fold {', '.join(where)}: {note}" for note, where in notes.items()]
+        if self.folds[self.sweep.partitions[0]][0].grouped_by == "none":
+            told.append("the data name no region or patient: folds are by single cell, which flatters every score")
+        return told
+
+    def disk_needed(self) -> int:
+        """Bytes a full run writes at most, apart from the decoded images: records and their copies in MLflow, and
+        the checkpoints of the fold runs under way."""
+        largest_test = max(len(fold.test) for cut in self.folds.values() for fold in cut)
+        length = max(variant.config.embedding.length for variant in self.sweep.variants)
+        record = largest_test * (2 * length + 4 * len(self.data.classes) + 40) + 50_000
+        return 2 * record * len(self.fold_runs) + 4 * 200_000_000
+
+    def write(self) -> None:
+        """Write the plan that workers and `status` read; keeps the time of the first start."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "study.json"
+        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        if path.exists():
+            started = json.loads(path.read_text(encoding="utf-8"))["started"]
+        sweep = self.sweep
+        plan = {
+            "id": self.id,
+            "started": started,
+            "sweep": sweep.name,
+            "question": sweep.question,
+            "preset": sweep.preset,
+            "metric": sweep.metric,
+            "data": sweep.data.model_dump(mode="json"),
+            "data_name": self.data.name,
+            "data_directory": os.path.relpath(self.data.directory, self.out),
+            "fingerprint": self.data.fingerprint,
+            "resources": sweep.resources.model_dump(mode="json"),
+            "seeds": list(sweep.seeds),
+            "partitions": list(sweep.partitions),
+            "variants": [
+                {
+                    "label": variant.label,
+                    "config": variant.config.model_dump(mode="json"),
+                    "varied": variant.varied,
+                    "baseline": variant.baseline,
+                    "guide": _guide_to_json(self.guides[variant.config.id]),
+                }
+                for variant in sweep.variants
+            ],
+        }
+        temporary = path.with_name(f"writing-{os.getpid()}")
+        temporary.write_text(json.dumps(plan, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
+        os.replace(temporary, path)
+
+    @property
+    def started(self) -> str:
+        """ISO time of the first start."""
+        return str(json.loads((self.folder / "study.json").read_text(encoding="utf-8"))["started"])
+
+
+def make_study(sweep: Sweep, out: Path, *, progress: bool = True) -> Study:
+    """Load the data, fit a guide to each variant, cut the folds. Raises ValueError where one of them does not fit."""
+    data = load_dataset(sweep.data, out / "cache", progress=progress)
+    problems, guides = [], {}
+    for variant in sweep.variants:
+        try:
+            guides[variant.config.id] = load_guide(variant.config.guide, data.classes)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise SpecError(f"sweep {sweep.name!r} on {data.name}", problems)
+    study = Study(sweep, data, guides, out)
+    for variant in sweep.variants:
+        batch = variant.config.train.batch_size
+        smallest = min(len(fold.train) for cut in study.folds.values() for fold in cut)
+        if smallest < batch:
+            problems.append(
+                f"variant {variant.label!r}: a fold has {smallest} training cells, less than a batch of {batch}"
+            )
+    if problems:
+        raise SpecError(f"sweep {sweep.name!r} on {data.name}", problems)
+    return study
+
+
+def read_study(folder: Path) -> Study:
+    """What `Study.write` wrote. Raises ValueError naming the file where it cannot be read."""
+    path = folder / "study.json"
+    try:
+        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        variants = tuple(
+            Variant(entry["label"], _config(entry["config"]), entry["varied"], entry["baseline"])
+            for entry in plan["variants"]
+        )
+        from_json = [_guide_from_json(entry["guide"]) for entry in plan["variants"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"the plan {path} cannot be read ({error}); run the sweep again to write it anew") from None
+    out = folder.parent.parent
+    sweep = Sweep(
+        name=plan["sweep"],
+        question=plan["question"],
+        preset=plan["preset"],
+        data=Data(**plan["data"]),
+        resources=Resources(**plan["resources"]),
+        variants=variants,
+        seeds=tuple(plan["seeds"]),
+        partitions=tuple(plan["partitions"]),
+        metric=plan["metric"],
+    )
+    guides = {variant.config.id: guide for variant, guide in zip(variants, from_json, strict=True)}
+    return Study(sweep, Dataset.open(out / plan["data_directory"]), guides, out)
+
+
+def _config(values: dict[str, Any]) -> Config:
+    return Config.model_validate_json(json.dumps(values))
+
+
+def _guide_to_json(guide: EmbeddingGuide) -> dict[str, Any]:
+    return {
+        "name": guide.name,
+        "classes": list(guide.classes),
+        "points": guide.points.tolist(),
+        "lineages": list(guide.lineages),
+        "stages": list(guide.stages),
+    }
+
+
+def _guide_from_json(values: dict[str, Any]) -> EmbeddingGuide:
+    return EmbeddingGuide(
+        values["name"],
+        tuple(values["classes"]),
+        np.array(values["points"], dtype=np.float64),
+        tuple(values["lineages"]),
+        tuple(values["stages"]),
+    )
+
+
+def disk_report(study: Study) -> tuple[int, int]:
+    """Bytes needed beyond what the study already has, and bytes free where it writes."""
+    have = folder_bytes(study.out / "records") if (study.out / "records").exists() else 0
+    study.out.mkdir(parents=True, exist_ok=True)
+    return max(0, study.disk_needed() - have), shutil.disk_usage(study.out).free

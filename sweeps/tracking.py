@@ -1,0 +1,324 @@
+"""The only MLflow writer: projects records into runs, by the names of sweeps.schema.
+
+One writer, in the driver, behind a thread of its own: fold runs only write their records, so workers need no MLflow, an
+SQLite store has one writer however many workers there are, and a dead server costs nothing but a later `sync`. The
+records are the spool: a fold run is projected until its projection is known to have ended well, and projecting twice
+changes nothing, because its run is found by the tag `fold_run` and equal metrics fall on each other.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import os
+import queue
+import subprocess
+import threading
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Short patience: a server that is away must not hold the sweep; what could not be written is written by `sync`.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from sweeps import schema
+from sweeps.records import Record, Records
+from sweeps.spec import Variant, flat
+from sweeps.study import Study
+
+for name in ("mlflow.store.db.utils", "alembic"):
+    logging.getLogger(name).setLevel(logging.WARNING)  # a new store tells every one of its migrations
+
+FAILURES = (MlflowException, SQLAlchemyError, OSError)
+BATCH = 900  # MLflow takes at most 1,000 metrics a request
+
+
+def default_uri(out: Path) -> str:
+    """MLFLOW_TRACKING_URI, else an SQLite store under OUT (an absolute path: Tune changes the working directory)."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.absolute() / 'mlflow.db'}"
+
+
+class Tracker:
+    """Projects one study. Methods raise one of FAILURES where the store cannot be reached."""
+
+    def __init__(self, study: Study, uri: str) -> None:
+        self._study = study
+        self._client = MlflowClient(tracking_uri=uri)
+        self._records = Records(study.out)
+        self._common = _common_tags(study)
+        self._experiment = self._make_experiment(uri)
+        self._parents = {variant.label: self._parent(index, variant) for index, variant in _numbered(study)}
+        self._children = self._existing_children()
+
+    def _make_experiment(self, uri: str) -> str:
+        name = schema.experiment_name(self._study.sweep.name, self._study.data.name)
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        # A server keeps its own artifact store; beside SQLite they go under OUT.
+        location = (self._study.out / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+        return str(self._client.create_experiment(name, artifact_location=location))
+
+    def _search(self, *conditions: tuple[str, str]) -> list[Any]:
+        where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in conditions)
+        runs, token = [], None
+        while True:
+            page = self._client.search_runs([self._experiment], where, max_results=1000, page_token=token)
+            runs += list(page)
+            token = page.token
+            if not token:
+                return runs
+
+    def _parent(self, index: int, variant: Variant) -> str:
+        study = self._study
+        conditions = (
+            (schema.ROLE, schema.VARIANT_ROLE),
+            (schema.STUDY, study.id),
+            (schema.VARIANT_ID, variant.config.id),
+        )
+        found = self._search(*conditions)
+        runs = study.runs_of(variant)
+        tags = {
+            **self._common,
+            schema.ROLE: schema.VARIANT_ROLE,
+            schema.VARIANT: variant.label,
+            schema.VARIANT_ID: variant.config.id,
+            schema.GUIDE_HASH: study.guides[variant.config.id].hash,
+            schema.VARIED: json.dumps(variant.varied),
+            schema.ORDER: str(index),
+            schema.BASELINE: str(variant.baseline).lower(),
+            schema.PLANNED: json.dumps([[run.partition, run.fold, run.seed] for run in runs]),
+            "mlflow.runName": variant.label,
+            "mlflow.note.content": study.sweep.question,
+        }
+        if found:
+            run_id = str(found[0].info.run_id)
+        else:
+            run = self._client.create_run(self._experiment, tags=tags, run_name=variant.label)
+            run_id = str(run.info.run_id)
+        parameters = [Param(key, value) for key, value in _parameters(study, variant).items()]
+        self._client.log_batch(run_id, params=parameters, tags=_run_tags(tags))
+        return run_id
+
+    def _existing_children(self) -> dict[str, Any]:
+        conditions = ((schema.ROLE, schema.FOLD_RUN_ROLE), (schema.STUDY, self._study.id))
+        return {run.data.tags[schema.FOLD_RUN]: run for run in self._search(*conditions)}
+
+    def is_projected(self, run_id: str) -> bool:
+        """Whether the projection of a fold run has ended well."""
+        child = self._children.get(run_id)
+        return child is not None and child.info.status in ("FINISHED", "FAILED")
+
+    def project(self, record: Record) -> None:
+        """Write one fold run: nested under its variant, its curves, scores, tags and files."""
+        study = self._study
+        variant, run = next(
+            (variant, run) for variant in study.sweep.variants for run in study.runs_of(variant) if run.id == record.id
+        )
+        began = int(1000 * record.details.get("began", 0))
+        ended = int(1000 * record.details.get("ended", 0))
+        tags = {
+            **self._common,
+            schema.ROLE: schema.FOLD_RUN_ROLE,
+            schema.VARIANT: variant.label,
+            schema.VARIANT_ID: variant.config.id,
+            schema.GUIDE_HASH: run.guide,
+            schema.VARIED: json.dumps(variant.varied),
+            schema.FOLD_RUN: run.id,
+            schema.PARTITION: str(run.partition),
+            schema.FOLD: str(run.fold),
+            schema.SEED: str(run.seed),
+            schema.STATUS: record.status,
+            schema.REASON: record.reason,
+            schema.CLASSIFIER: record.details.get("classifier", ""),
+            schema.GROUPED_BY: record.details.get("grouped_by", ""),
+            schema.NOTES: json.dumps(record.details.get("notes", [])),
+            schema.VERSIONS: json.dumps(record.details.get("versions", {})),
+            "mlflow.parentRunId": self._parents[variant.label],
+            "mlflow.runName": run.name,
+        }
+        tags = {key: value for key, value in tags.items() if value != ""}
+        child = self._children.get(run.id)
+        if child is None:
+            child = self._client.create_run(self._experiment, start_time=began, tags=tags, run_name=run.name)
+            self._children[run.id] = child
+        mlflow_id = child.info.run_id
+        parameters = {**_parameters(study, variant), "fold": str(run.fold), "seed": str(run.seed)}
+        parameters["partition"] = str(run.partition)
+        metrics = [
+            # Equal time stamps make a repeated batch fall on itself.
+            Metric(key, value, ended, step)
+            for step, epoch in enumerate(record.history)
+            for key, value in epoch.items()
+            if key != "epoch"
+        ]
+        metrics += [Metric(key, value, ended, 0) for key, value in record.metrics.items()]
+        self._client.log_batch(
+            mlflow_id, params=[Param(key, value) for key, value in parameters.items()], tags=_run_tags(tags)
+        )
+        for start in range(0, len(metrics), BATCH):
+            self._client.log_batch(mlflow_id, metrics=metrics[start : start + BATCH])
+        for path in [record.folder / schema.RECORD, *record.artifacts()]:
+            self._client.log_artifact(mlflow_id, str(path))
+        status = "FINISHED" if record.status == "finished" else "FAILED"
+        self._client.set_terminated(mlflow_id, status, end_time=ended)
+        self._children[run.id] = self._client.get_run(mlflow_id)
+
+    def close(self, records: dict[str, Record]) -> None:
+        """Aggregate each variant over its folds and set its state; only a complete variant gets a mean."""
+        now = int(1000 * max((record.details.get("ended", 0) for record in records.values()), default=0))
+        for variant in self._study.sweep.variants:
+            runs = self._study.runs_of(variant)
+            finished = {run: records[run.id] for run in runs if run.id in records}
+            complete = len(finished) == len(runs) and all(r.status == "finished" for r in finished.values())
+            mlflow_id = self._parents[variant.label]
+            if complete:
+                grouped: dict[str, dict[tuple[int, int], list[float]]] = defaultdict(lambda: defaultdict(list))
+                for run, record in finished.items():
+                    for key, value in record.metrics.items():
+                        grouped[key][run.partition, run.fold].append(value)
+                metrics = []
+                for key, by_fold in grouped.items():
+                    folds = np.array([np.mean(values) for values in by_fold.values()])
+                    metrics.append(Metric(f"{schema.CV}{key}_mean", float(folds.mean()), now, 0))
+                    metrics.append(Metric(f"{schema.CV}{key}_folds", float(len(folds)), now, 0))
+                    if len(folds) > 1:
+                        metrics.append(Metric(f"{schema.CV}{key}_std", float(folds.std(ddof=1)), now, 0))
+                for start in range(0, len(metrics), BATCH):
+                    self._client.log_batch(mlflow_id, metrics=metrics[start : start + BATCH])
+            failed = any(record.status != "finished" for record in finished.values())
+            status = "FINISHED" if complete else "FAILED" if failed else "RUNNING"
+            if status == "RUNNING":
+                self._client.update_run(mlflow_id, status=status)
+            else:
+                self._client.set_terminated(mlflow_id, status)
+
+    def sync(self, records: dict[str, Record]) -> int:
+        """Project every record that is not yet in MLflow and close the variants; returns how many were missing."""
+        missing = [record for run_id, record in records.items() if not self.is_projected(run_id)]
+        for record in missing:
+            self.project(record)
+        self.close(records)
+        return len(missing)
+
+
+class TrackingThread:
+    """Projects records as they come, beside the sweep. A store that fails is remembered and left alone: the sweep
+    goes on, and `unwritten` says what a later `sync` has to bring."""
+
+    def __init__(self, study: Study, uri: str) -> None:
+        self._study, self._uri = study, uri
+        self._records = Records(study.out)
+        self._inbox: queue.Queue[str | None] = queue.Queue()
+        self.failure: str | None = None
+        self.unwritten: list[str] = []
+        self._tracker: Tracker | None = None
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+
+    def start(self) -> None:
+        """Open the store; it is created and migrated here, before any fold run starts."""
+        try:
+            self._tracker = Tracker(self._study, self._uri)
+        except FAILURES as error:
+            self.failure = _line(error)
+        self._thread.start()
+
+    def put(self, run_id: str) -> None:
+        """A fold run has left its record."""
+        self._inbox.put(run_id)
+
+    def _work(self) -> None:
+        while (run_id := self._inbox.get()) is not None:
+            if self._tracker is None or self.failure is not None:
+                self.unwritten.append(run_id)
+                continue
+            record = self._records.read(run_id)
+            if record is None:
+                continue
+            try:
+                self._tracker.project(record)
+            except FAILURES as error:
+                self.failure = _line(error)
+                self.unwritten.append(run_id)
+
+    def finish(self, records: dict[str, Record]) -> None:
+        """Wait for what is under way, then bring MLflow up to all records; a store that is back is used again."""
+        self._inbox.put(None)
+        self._thread.join()
+        try:
+            tracker = self._tracker or Tracker(self._study, self._uri)
+            tracker.sync(records)
+        except FAILURES as error:
+            self.failure = _line(error)
+            return
+        self.failure, self.unwritten = None, []
+
+
+def _numbered(study: Study) -> list[tuple[int, Variant]]:
+    return list(enumerate(study.sweep.variants))
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+
+
+def _run_tags(tags: dict[str, str]) -> list[RunTag]:
+    return [RunTag(key, value) for key, value in tags.items()]
+
+
+def _parameters(study: Study, variant: Variant) -> dict[str, str]:
+    """All parameters, flat; numbers as plain decimals, so that the UI sorts and plots them."""
+    values = flat(variant.config.model_dump(mode="json")) | {
+        f"data.{key}": value for key, value in study.sweep.data.model_dump(mode="json").items()
+    }
+    shown = {}
+    for key, value in values.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        shown[key] = text[:6000]  # MLflow's limit
+    return shown
+
+
+def _common_tags(study: Study) -> dict[str, str]:
+    commit, dirty = _git()
+    tags = {
+        schema.SWEEP: study.sweep.name,
+        schema.STUDY: study.id,
+        schema.STARTED: study.started,
+        schema.DATA_NAME: study.data.name,
+        schema.DATA_FINGERPRINT: study.data.fingerprint,
+        schema.QUESTION: study.sweep.question,
+        schema.METRIC: study.sweep.metric,
+        schema.GIT_COMMIT: commit,
+        schema.GIT_DIRTY: dirty,
+        "mlflow.source.git.commit": commit,
+        "mlflow.source.name": "sweeps",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": getpass.getuser(),
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+def _git() -> tuple[str, str]:
+    """Commit and whether the tree differs from it; empty where the package does not stand in a checkout."""
+    here = Path(__file__).parent
+
+    def ask(*words: str) -> str | None:
+        try:
+            answer = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=False)
+        except OSError:
+            return None
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    commit = ask("rev-parse", "HEAD")
+    if not commit:
+        return "", ""
+    return commit, str(bool(ask("status", "--porcelain"))).lower()

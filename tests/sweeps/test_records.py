@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from guided import config as guided_config
+from guided.config import Config
+from sweeps.records import CorruptRecord, FoldRun, Records
+
+
+def fold_run(**changes: object) -> FoldRun:
+    values: dict[str, object] = {
+        "variant": "a=1",
+        "config": Config(),
+        "data": "d" * 16,
+        "guide": "g" * 12,
+        "partition": 0,
+        "fold": 1,
+        "seed": 2,
+    }
+    return FoldRun(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def write(records: Records, run: FoldRun, f1: float = 0.5) -> Path:
+    return records.write(
+        run,
+        "finished",
+        metrics={"test/f1_macro": f1},
+        history=[{"val/f1_macro": 0.4}, {"val/f1_macro": 0.5}],
+        details={"classifier": "svm C=1"},
+        predictions=pd.DataFrame({"id": ["x"], "true": ["a"], "predicted": ["b"]}),
+        arrays={"test_embedding": np.ones((3, 2), np.float16)},
+    )
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    records, run = Records(tmp_path), fold_run()
+    assert records.read(run.id) is None
+    write(records, run)
+    record = records.read(run.id)
+    assert record is not None and record.status == "finished"
+    assert record.metrics == {"test/f1_macro": 0.5} and len(record.history) == 2
+    assert record.identity["fold"] == 1 and record.details == {"classifier": "svm C=1"}
+    assert [path.name for path in record.artifacts()] == ["predictions.parquet", "arrays.npz"]
+    assert np.load(record.folder / "arrays.npz")["test_embedding"].shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"config": Config.model_validate({"train": {"epochs": 3}})},
+        {"data": "e" * 16},
+        {"guide": "h" * 12},
+        {"partition": 1},
+        {"fold": 0},
+        {"seed": 0},
+    ],
+)
+def test_everything_that_may_change_a_result_changes_the_id(changes: dict[str, object]) -> None:
+    assert fold_run(**changes).id != fold_run().id
+
+
+def test_the_label_does_not_change_the_id() -> None:
+    assert fold_run(variant="another name").id == fold_run().id
+
+
+def test_the_method_version_changes_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fold_run().id
+    monkeypatch.setattr("sweeps.records.METHOD_VERSION", guided_config.METHOD_VERSION + 1)
+    assert fold_run().id != before
+
+
+def test_a_record_stays_as_it_was_first_written(tmp_path: Path) -> None:
+    records, run = Records(tmp_path), fold_run()
+    write(records, run, 0.5)
+    write(records, run, 0.9)
+    record = records.read(run.id)
+    assert record is not None and record.metrics["test/f1_macro"] == 0.5
+    assert [path.name for path in records.folder.iterdir()] == [run.id]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    records, run = Records(tmp_path), fold_run()
+    with pytest.raises(ValueError, match="test/f1_macro"):
+        write(records, run, value)
+    assert not records.has(run.id)
+
+
+@pytest.mark.parametrize("name", ["record.json", "predictions.parquet", "arrays.npz"])
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "deleted", "altered"])
+def test_damage_is_named_and_refused(tmp_path: Path, name: str, damage: str) -> None:
+    records, run = Records(tmp_path), fold_run()
+    path = write(records, run) / name
+    body = path.read_bytes()
+    if damage == "deleted":
+        path.unlink()
+    else:
+        half = len(body) // 2
+        altered = body[:half] + bytes([body[half] ^ 1]) + body[half + 1 :]
+        path.write_bytes({"truncated": body[:half], "emptied": b"", "altered": altered}[damage])
+    with pytest.raises(CorruptRecord, match=run.id):
+        records.read(run.id)
+
+
+def test_an_edited_score_is_found_out(tmp_path: Path) -> None:
+    records, run = Records(tmp_path), fold_run()
+    path = write(records, run) / "record.json"
+    sealed = json.loads(path.read_text())
+    sealed["content"]["metrics"]["test/f1_macro"] = 0.99
+    path.write_text(json.dumps(sealed))
+    with pytest.raises(CorruptRecord, match="has been altered"):
+        records.read(run.id)
+
+
+def test_all_damaged_records_are_told_at_once(tmp_path: Path) -> None:
+    records, runs = Records(tmp_path), [fold_run(fold=fold) for fold in range(3)]
+    for run in runs:
+        write(records, run)
+    for run in runs[:2]:
+        (records.folder / run.id / "record.json").write_text("{}")
+    with pytest.raises(CorruptRecord) as caught:
+        records.read_all([run.id for run in runs])
+    assert all(run.id in str(caught.value) for run in runs[:2]) and runs[2].id not in str(caught.value)
+
+
+def test_a_record_set_aside_is_kept(tmp_path: Path) -> None:
+    records, run = Records(tmp_path), fold_run()
+    for _ in range(2):
+        records.write(run, "failed", reason="out of memory")
+        assert records.set_aside(run.id).exists()
+    assert not records.has(run.id)
+    assert len(list(records.folder.iterdir())) == 2
+
+
+def test_only_what_is_not_needed_is_garbage(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    done, under_way = fold_run(fold=0), fold_run(fold=1)
+    for run in (done, under_way):
+        records.checkpoint(run.id).mkdir(parents=True)
+    write(records, done)
+    (records.folder / ".writing-x-1").mkdir()
+    assert {path.name for path in records.garbage()} == {done.id, ".writing-x-1"}
+
+
+def test_an_unwritable_target_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "records").write_text("a file in the folder's place")
+    with pytest.raises(OSError):
+        write(Records(tmp_path), fold_run())
