@@ -84,6 +84,5 @@ def augmented(batch: Tensor, config: Augment, rng: np.random.Generator) -> Tenso
         theta[:, 1, 0], theta[:, 1, 1] = np.sin(angle) * flip, np.cos(angle)
         grid = F.affine_grid(torch.from_numpy(theta).to(batch.device), list(batch.shape), align_corners=False)
         batch = F.grid_sample(batch, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    to = {"dtype": batch.dtype, "device": batch.device}
-    changed = batch * torch.as_tensor(gain, **to) + torch.as_tensor(shift, **to)
+    changed = batch * torch.from_numpy(gain).to(batch) + torch.from_numpy(shift).to(batch)
     return changed.contiguous(memory_format=torch.channels_last)

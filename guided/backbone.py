@@ -162,7 +162,7 @@ class Optimizers:
     """Adam for the trunk and SlicedAdam for the head, stepped and saved as one."""
 
     def __init__(self, net: EmbeddingNet, lr: float, weight_decay: float) -> None:
-        self._trunk = torch.optim.Adam(net.trunk.parameters(), lr=lr, weight_decay=weight_decay)
+        self._trunk = torch.optim.Adam(net.trunk.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
         self._head = SlicedAdam(net.head, lr=lr, weight_decay=weight_decay)
 
     def _both(self) -> Iterator[torch.optim.Optimizer]:

@@ -143,7 +143,8 @@ def _show_plan(study: Study, console: Console) -> None:
     detectable = smallest_detectable_difference(folds, study.test_train_ratio, PAPER_SD)
     grouped = study.folds[sweep.partitions[0]][0].grouped_by
     by = "single cell" if grouped == "none" else grouped
-    varied = flat(dict(sweep.variants[0].varied))
+    varied = flat(sweep.variants[0].varied)
+    baseline = next(variant for variant in sweep.variants if variant.baseline)
     console.print(f"[bold]{escape(sweep.name)}[/bold]  {escape(sweep.question)}", soft_wrap=True)
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
@@ -152,7 +153,7 @@ def _show_plan(study: Study, console: Console) -> None:
         ("data", f"{data.name}: {len(data.labels):,} cells, {len(data.classes)} classes, {sweep.data.size} px"),
         (
             "variants",
-            f"{len(sweep.variants)} over {', '.join(varied)}; baseline {next(v.label for v in sweep.variants if v.baseline)}",
+            f"{len(sweep.variants)} over {', '.join(varied)}; baseline {baseline.label}",
         ),
         (
             "fold runs",

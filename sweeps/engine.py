@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +93,9 @@ class _Watcher(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         run_id = trial.config["fold_run"]
         if not self._records.has(run_id):
-            self._records.write(self._runs[run_id], "failed", reason=_reason(trial), details={"notes": []})
+            now = time.time()
+            details = {"began": trial.start_time or now, "ended": now, "notes": []}
+            self._records.write(self._runs[run_id], "failed", reason=_reason(trial), details=details)
         self._ended(run_id)
 
     def _ended(self, run_id: str) -> None:
@@ -137,7 +140,8 @@ def start_ray(study: Study) -> int:
     if max(fits, default=0) == 0:
         found = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
         raise ValueError(
-            f"a fold run asks for {resources.cpus} CPUs and {resources.gpus:g} GPUs, and no node has them (found: {found}); "
+            f"a fold run asks for {resources.cpus} CPUs and {resources.gpus:g} GPUs, and no node has them "
+            f"(found: {found}); "
             'choose another preset, or SET="resources.cpus=… resources.gpus=… resources.device=cpu"'
         )
     return min(sum(fits), resources.workers or sum(fits))

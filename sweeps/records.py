@@ -1,8 +1,8 @@
 """The record of a fold run: content-addressed, written atomically, checked when read. It is the truth; MLflow is its
 projection, and what has a record is never trained again.
 
-Layout under OUT: `records/<id>/` holds record.json, predictions.parquet and arrays.npz; `checkpoints/<id>/` the state of
-a fold run that is under way.
+Layout under OUT: `records/<id>/` holds record.json, predictions.parquet and arrays.npz; `checkpoints/<id>/` the state
+of a fold run that is under way.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class Records:
             files[schema.PREDICTIONS] = buffer.getvalue()
         if arrays is not None:
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+            np.savez_compressed(buffer, allow_pickle=False, **arrays)
             files[schema.ARRAYS] = buffer.getvalue()
         content = {
             "version": RECORD_VERSION,

@@ -1,6 +1,7 @@
 """Names in the MLflow record: experiments, tags, metrics, artifacts. Imports nothing, so that readers need nothing.
 
-A study (sweep + data + resolved base) is one value of the tag `study`. A *variant* run is the parent of its *fold runs*.
+A study (sweep + data + resolved base) is one value of the tag `study`. A *variant* run is the parent of its *fold
+runs*.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class SweepFile(Strict):
 
     question: str
     kind: Literal["ablation"]
-    base: dict[str, Any] = {}  # configuration keys, dotted or nested
+    base: dict[str, Any] = Field(default_factory=dict)  # configuration keys, dotted or nested
     vary: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(min_length=1)  # full grid
     baseline: dict[str, Any]  # one value for each varied key
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
@@ -56,10 +56,10 @@ class SweepFile(Strict):
 class Preset(Strict):
     """A preset file (sweeps/presets/*.yaml). `loss_defaults` holds options by name of the loss they belong to."""
 
-    data: dict[str, Any] = {}
-    config: dict[str, Any] = {}
-    resources: dict[str, Any] = {}
-    loss_defaults: dict[str, dict[str, Any]] = {}
+    data: dict[str, Any] = Field(default_factory=dict)
+    config: dict[str, Any] = Field(default_factory=dict)
+    resources: dict[str, Any] = Field(default_factory=dict)
+    loss_defaults: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class _UniqueKeys(yaml.SafeLoader):
 def _mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node, deep=True)
         if key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
         seen.add(key)

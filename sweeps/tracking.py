@@ -113,10 +113,10 @@ class Tracker:
         conditions = ((schema.ROLE, schema.FOLD_RUN_ROLE), (schema.STUDY, self._study.id))
         return {run.data.tags[schema.FOLD_RUN]: run for run in self._search(*conditions)}
 
-    def is_projected(self, run_id: str) -> bool:
-        """Whether the projection of a fold run has ended well."""
-        child = self._children.get(run_id)
-        return child is not None and child.info.status in ("FINISHED", "FAILED")
+    def is_projected(self, record: Record) -> bool:
+        """Whether the projection of this very record has ended well; a fold run that was retried has a newer one."""
+        child = self._children.get(record.id)
+        return child is not None and child.info.end_time == _ended(record)
 
     def project(self, record: Record) -> None:
         """Write one fold run: nested under its variant, its curves, scores, tags and files."""
@@ -124,8 +124,7 @@ class Tracker:
         variant, run = next(
             (variant, run) for variant in study.sweep.variants for run in study.runs_of(variant) if run.id == record.id
         )
-        began = int(1000 * record.details.get("began", 0))
-        ended = int(1000 * record.details.get("ended", 0))
+        began, ended = int(1000 * record.details["began"]), _ended(record)
         tags = {
             **self._common,
             schema.ROLE: schema.FOLD_RUN_ROLE,
@@ -175,7 +174,7 @@ class Tracker:
 
     def close(self, records: dict[str, Record]) -> None:
         """Aggregate each variant over its folds and set its state; only a complete variant gets a mean."""
-        now = int(1000 * max((record.details.get("ended", 0) for record in records.values()), default=0))
+        now = max((_ended(record) for record in records.values()), default=0)
         for variant in self._study.sweep.variants:
             runs = self._study.runs_of(variant)
             finished = {run: records[run.id] for run in runs if run.id in records}
@@ -204,7 +203,7 @@ class Tracker:
 
     def sync(self, records: dict[str, Record]) -> int:
         """Project every record that is not yet in MLflow and close the variants; returns how many were missing."""
-        missing = [record for run_id, record in records.items() if not self.is_projected(run_id)]
+        missing = [record for record in records.values() if not self.is_projected(record)]
         for record in missing:
             self.project(record)
         self.close(records)
@@ -265,6 +264,11 @@ class TrackingThread:
 
 def _numbered(study: Study) -> list[tuple[int, Variant]]:
     return list(enumerate(study.sweep.variants))
+
+
+def _ended(record: Record) -> int:
+    """Milliseconds since the epoch, MLflow's unit."""
+    return int(1000 * record.details["ended"])
 
 
 def _line(error: BaseException) -> str:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import oracles
 import pytest
 from hypothesis import given
@@ -36,7 +38,7 @@ def test_growth_never_shrinks_and_is_capped(longest: int, factor: int | str, rul
     config = Embedding(length=longest, factor=factor, rule=rule)  # type: ignore[arg-type]
     grown = [length_at(epoch, config, epochs) for epoch in range(epochs)]
     assert all(2 <= n <= longest for n in grown)
-    assert all(later >= earlier for earlier, later in zip(grown, grown[1:], strict=False))
+    assert all(later >= earlier for earlier, later in pairwise(grown))
 
 
 @given(longest=lengths, rule=rules, epochs=st.integers(5, 400))

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from guided.data import Dataset
+
+from guided.config import Config
+from guided.folds import Fold, make_folds
+from guided.guide import EmbeddingGuide, load_guide
+from guided.train import Diverged, Epoch, FoldResult, run_fold
+
+Inputs = tuple[Dataset, Fold, EmbeddingGuide]
+
+
+@pytest.fixture(scope="module")
+def inputs(marrow: Dataset, quick: Config) -> Inputs:
+    return marrow, make_folds(marrow, quick.folds)[0], load_guide(quick.guide, marrow.classes)
+
+
+def drive(
+    inputs: Inputs, config: Config, *, stop: int | None = None, checkpoint: Path | None = None, seed: int = 0
+) -> tuple[list[Epoch], FoldResult | None]:
+    """All epochs of a fold run and its result; or the first `stop` epochs, then the generator is closed."""
+    epochs = []
+    generator = run_fold(*inputs, config, seed=seed, checkpoint=checkpoint)
+    while stop is None or len(epochs) < stop:
+        try:
+            epochs.append(next(generator))
+        except StopIteration as end:
+            return epochs, end.value
+    generator.close()
+    return epochs, None
+
+
+def lasting(epochs: list[Epoch]) -> list[Epoch]:
+    """What must repeat: everything but times."""
+    return [{key: value for key, value in epoch.items() if not key.startswith("time/")} for epoch in epochs]
+
+
+@pytest.fixture(scope="module")
+def straight(inputs: Inputs, quick: Config) -> FoldResult:
+    result = drive(inputs, quick)[1]
+    assert result is not None
+    return result
+
+
+def test_every_epoch_is_recorded_with_its_length_and_losses(straight: FoldResult) -> None:
+    assert [epoch["embedding/length"] for epoch in straight.history] == [2, 2, 2, 6, 6, 6]
+    for number, epoch in enumerate(straight.history):
+        assert epoch["epoch"] == number
+        own = "train/loss_guide2d" if number < 3 else "train/loss_guide_umap"
+        assert epoch["train/loss"] == pytest.approx(epoch[own] + epoch["train/loss_norm"])
+        assert 0 <= epoch["val/f1_macro"] <= 1
+
+
+def test_the_guide_is_refreshed_from_the_end_of_the_warmup_on(straight: FoldResult) -> None:
+    assert [("guide/shift" in epoch) for epoch in straight.history] == [False, False, True, True, True, True]
+    assert straight.history[-1]["guide/shift"] > 0
+
+
+def test_the_best_epoch_is_the_first_of_the_highest_validation_scores(straight: FoldResult) -> None:
+    scores = [epoch["val/f1_macro"] for epoch in straight.history]
+    best = int(straight.metrics["best/epoch"])
+    assert best == int(np.argmax(scores)) and straight.metrics["best/val_f1_macro"] == max(scores)
+    assert straight.metrics["best/length"] == straight.history[best]["embedding/length"]
+    assert straight.embedding.shape[1] == straight.guide.shape[1] == straight.metrics["best/length"]
+
+
+def test_the_result_speaks_of_the_test_cells(straight: FoldResult, inputs: Inputs) -> None:
+    data, fold, _ = inputs
+    assert np.array_equal(straight.test_rows, fold.test)
+    assert straight.scores.shape == (len(fold.test), len(data.classes))
+    assert straight.metrics["test/accuracy"] == np.mean(straight.predicted == data.labels[fold.test])
+    assert all(np.isfinite(value) for value in straight.metrics.values())
+
+
+def test_it_learns(inputs: Inputs, straight: FoldResult) -> None:
+    """Against labels that were shuffled, which leave nothing to learn."""
+    data, fold, guide = inputs
+    labels = np.random.default_rng(0).permutation(data.labels)
+    config = Config.model_validate_json(
+        json.dumps({"train": {"epochs": 6, "batch_size": 32}, "backbone": {"name": "densenet_small"}})
+    )
+    chance = drive((dataclasses.replace(data, labels=labels), fold, guide), config)[1]
+    assert chance is not None
+    assert straight.metrics["test/f1_macro"] > 2 * chance.metrics["test/f1_macro"]
+    assert straight.history[-1]["train/loss_norm"] > 0
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5, 6])
+def test_going_on_from_a_checkpoint_is_going_straight(
+    inputs: Inputs, quick: Config, straight: FoldResult, tmp_path: Path, stop: int
+) -> None:
+    first, nothing = drive(inputs, quick, stop=stop, checkpoint=tmp_path)
+    assert nothing is None
+    rest, result = drive(inputs, quick, checkpoint=tmp_path)
+    assert result is not None and len(first) + len(rest) == len(straight.history), "no epoch is trained twice"
+    assert lasting(result.history) == lasting(straight.history)
+    assert np.array_equal(result.embedding, straight.embedding) and np.array_equal(result.scores, straight.scores)
+
+
+def test_another_process_gives_the_same_bits(straight: FoldResult, quick: Config, cache: Path) -> None:
+    code = (
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from guided.config import Config, Data\n"
+        "from guided.data import load_dataset\n"
+        "from guided.folds import make_folds\n"
+        "from guided.guide import load_guide\n"
+        "from guided.train import run_fold\n"
+        "torch.set_num_threads(1)\n"
+        "config = Config.model_validate_json(sys.argv[1])\n"
+        "data = load_dataset(Data(source='synthetic', size=24, cells=600), Path(sys.argv[2]), progress=False)\n"
+        "fold = make_folds(data, config.folds)[0]\n"
+        "run = run_fold(data, fold, load_guide(config.guide, data.classes), config, seed=0)\n"
+        "while True:\n"
+        "    try:\n"
+        "        next(run)\n"
+        "    except StopIteration as end:\n"
+        "        print(end.value.embedding.tobytes().hex())\n"
+        "        break\n"
+    )
+    command = [sys.executable, "-c", code, quick.model_dump_json(), str(cache)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told.strip() == straight.embedding.tobytes().hex()
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    inputs: Inputs, quick: Config, straight: FoldResult, tmp_path: Path
+) -> None:
+    drive(inputs, quick, stop=4, checkpoint=tmp_path)
+    newest = max(tmp_path.glob("epoch-*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    newest.write_bytes(newest.read_bytes()[:-100])
+    rest, result = drive(inputs, quick, checkpoint=tmp_path)
+    assert [epoch["epoch"] for epoch in rest] == [3, 4, 5]
+    assert result is not None and np.array_equal(result.embedding, straight.embedding)
+
+
+@pytest.mark.parametrize("damage", [lambda body: b"", lambda body: body[:40], lambda body: body[:-1] + b"?"])
+def test_no_sound_checkpoint_is_refused_loudly(
+    inputs: Inputs, quick: Config, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    drive(inputs, quick, stop=2, checkpoint=tmp_path)
+    for path in tmp_path.glob("epoch-*.ckpt"):
+        path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match="no sound checkpoint"):
+        drive(inputs, quick, checkpoint=tmp_path)
+
+
+def test_patience_ends_a_run(inputs: Inputs, quick: Config) -> None:
+    config = quick.model_copy(update={"train": quick.train.model_copy(update={"patience": 1})})
+    result = drive(inputs, config)[1]
+    assert result is not None
+    scores = [epoch["val/f1_macro"] for epoch in result.history]
+    if len(scores) < quick.train.epochs:
+        assert scores[-1] <= max(scores[:-1])
+    for stopped in range(1, len(scores) - 1):
+        assert scores[stopped] > max(scores[:stopped]), "it would have stopped here already"
+
+
+def test_seeds_differ_and_folds_stay(inputs: Inputs, quick: Config, straight: FoldResult) -> None:
+    other = drive(inputs, quick, seed=1)[1]
+    assert other is not None
+    assert np.array_equal(other.test_rows, straight.test_rows)
+    assert other.history[0]["train/loss"] != straight.history[0]["train/loss"]
+
+
+def test_a_loss_that_leaves_the_finite_numbers_diverges(inputs: Inputs, quick: Config) -> None:
+    config = quick.model_copy(update={"train": quick.train.model_copy(update={"learning_rate": 1e30})})
+    with pytest.raises(Diverged, match="epoch 0") as caught:
+        drive(inputs, config)
+    assert caught.value.history == []
+
+
+def test_cuda_that_is_not_there_raises(inputs: Inputs, quick: Config) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(RuntimeError, match="sees no CUDA device"):
+        next(run_fold(*inputs, quick, seed=0, device="cuda"))
+
+
+def test_less_than_a_batch_is_refused(inputs: Inputs, quick: Config) -> None:
+    config = quick.model_copy(update={"train": quick.train.model_copy(update={"batch_size": 5000})})
+    with pytest.raises(ValueError, match="less than one batch of 5000"):
+        drive(inputs, config)
+
+
+def test_test_cells_are_touched_once_and_only_at_the_end(
+    inputs: Inputs, quick: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, fold, _ = inputs
+    seen: list[np.ndarray] = []
+    from guided.augment import Images
+
+    plain = Images.batch
+
+    def spy(self: Images, rows: np.ndarray) -> Any:
+        seen.append(np.array(rows))
+        return plain(self, rows)
+
+    monkeypatch.setattr(Images, "batch", spy)
+    drive(inputs, quick, stop=3)
+    assert not np.isin(np.concatenate(seen), fold.test).any()
+    seen.clear()
+    drive(inputs, quick)
+    touched = np.concatenate(seen)
+    assert np.array_equal(np.sort(touched[np.isin(touched, fold.test)]), fold.test)
+
+
+def test_unopened_components_are_zero_everywhere_downstream(inputs: Inputs, quick: Config) -> None:
+    config = quick.model_copy(update={"embedding": quick.embedding.model_copy(update={"factor": 1})})
+    result = drive(inputs, config)[1]
+    assert result is not None
+    assert [epoch["embedding/length"] for epoch in result.history] == [2, 2, 2, 3, 4, 5]
+    assert result.embedding.shape[1] == result.metrics["best/length"] <= 5
+    if result.metrics["best/length"] < 6:
+        assert any(note.startswith("length") for note in result.notes)
+
+
+def test_balanced_sampling_draws_every_class_equally_often(inputs: Inputs, quick: Config) -> None:
+    from guided.train import _Run
+
+    data, fold, guide = inputs
+    config = quick.model_copy(update={"train": quick.train.model_copy(update={"balance": "sampler"})})
+    run = _Run(data, fold, guide, config, 0, torch.device("cpu"))
+    drawn = np.concatenate([run._order(np.random.default_rng(k)) for k in range(40)])
+    present = np.unique(data.labels[fold.train])
+    share = np.bincount(data.labels[drawn], minlength=len(data.classes))[present] / len(drawn)
+    assert np.allclose(share, 1 / len(present), rtol=0.15)
