@@ -1,0 +1,276 @@
+"""Classifiers on the embedding (4.1): linear SVM, kNN and MLP by grid search, and cheap ones for every epoch.
+
+Everything is fitted on training cells only and standardised with their mean and sd; inside the grid search with those of
+the inner training part, so that no inner test cell leaks into its own scaling.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.neural_network import MLPClassifier
+from sklearn.svm import SVC
+
+from guided.config import Classifier
+from guided.metrics import macro_f1
+
+BLOCK = 2**22  # floats of a block of distances
+
+Values = dict[str, Any]
+
+
+class Model(Protocol):
+    """A fitted classifier of embeddings (N, n)."""
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        """Score (N, C) float32 of every class; comparable within a row only."""
+        ...
+
+
+def predict(model: Model, x: np.ndarray) -> np.ndarray:
+    """Class (N,) of the highest score; of equal ones the first."""
+    return model.scores(x).argmax(1)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A model behind the standardisation of its training cells."""
+
+    mean: np.ndarray
+    sd: np.ndarray
+    model: Model
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        return self.model.scores((x - self.mean) / self.sd)
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return predict(self, x)
+
+
+@dataclass(frozen=True)
+class Chosen(Scaled):
+    """The winner of a grid search, refitted on all training cells."""
+
+    family: str
+    values: Values
+    inner_f1: float
+    grid: tuple[tuple[str, float], ...]  # every point and its inner macro-F1, in the order of the search
+
+    @property
+    def label(self) -> str:
+        """What a person reads, e.g. "svm C=0.1"."""
+        return _label(self.family, self.values)
+
+
+def standardiser(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sd (n,) of x (N, n); the sd of a constant component is 1, so that it stays at zero."""
+    mean, sd = x.mean(0), x.std(0)
+    # Rounding leaves a constant component a sd of a few ulp; divided by that it would become noise.
+    constant = sd <= 1e-6 * np.abs(mean) + np.finfo(x.dtype).tiny
+    return mean, np.where(constant, 1.0, sd).astype(x.dtype)
+
+
+def grid_search(x: np.ndarray, y: np.ndarray, classes: int, config: Classifier, *, seed: int) -> Chosen:
+    """The grid of 4.1 on training cells x (N, n) with labels y (N,) in 0..classes-1.
+
+    Inner stratified folds; the grid point with the highest macro-F1, averaged over them, wins (the first of equals) and
+    is fitted again on all cells. SVM is libsvm's linear kernel (hinge loss, one against one), not liblinear's other
+    objective. A class with fewer cells than inner folds is spread as far as it goes. Depends on nothing but its
+    arguments. Raises ValueError for values that are not finite or a single class.
+    """
+    _check(x, y)
+    totals: dict[tuple[str, int], float] = {}
+    points = list(_points(config))
+    folds = min(config.inner_folds, len(y))
+    for train, test in _inner_folds(y, folds, seed):
+        mean, sd = standardiser(x[train])
+        inner_train, inner_test = (x[train] - mean) / sd, (x[test] - mean) / sd
+        neighbours = _Neighbours(inner_train, y[train], classes, max(config.knn_k)) if _asks_knn(config) else None
+        if neighbours is not None:
+            near = neighbours.of(inner_test)
+        for position, (family, values) in enumerate(points):
+            if family == "knn":
+                assert neighbours is not None
+                predicted = neighbours.vote(*near, values["k"], values["weights"]).argmax(1)
+            else:
+                model = _fit(family, values, inner_train, y[train], classes, seed)
+                predicted = predict(model, inner_test)
+            key = (family, position)
+            totals[key] = totals.get(key, 0.0) + macro_f1(y[test], predicted, classes) / folds
+    scores = [totals[family, position] for position, (family, _) in enumerate(points)]
+    best = int(np.argmax(scores))
+    family, values = points[best]
+    mean, sd = standardiser(x)
+    return Chosen(
+        mean=mean,
+        sd=sd,
+        model=_fit(family, values, (x - mean) / sd, y, classes, seed),
+        family=family,
+        values=values,
+        inner_f1=scores[best],
+        grid=tuple((_label(*point), score) for point, score in zip(points, scores, strict=True)),
+    )
+
+
+def fit(name: Literal["centroid", "knn"], x: np.ndarray, y: np.ndarray, classes: int) -> Scaled:
+    """A cheap classifier for every epoch: nearest class mean, or five nearest neighbours, standardised.
+
+    The nearest mean is taken in units of the training cells' sd, component by component.
+    """
+    _check(x, y)
+    mean, sd = standardiser(x)
+    z = (x - mean) / sd
+    model: Model = _Centroids.fit(z, y, classes) if name == "centroid" else _KNN(z, y, classes, 5, "uniform")
+    return Scaled(mean, sd, model)
+
+
+def _check(x: np.ndarray, y: np.ndarray) -> None:
+    if not np.isfinite(x).all():
+        raise ValueError("the embedding has values that are not finite")
+    if len(np.unique(y)) < 2:
+        raise ValueError("the training cells are all of one class; a classifier needs at least two")
+
+
+def _points(config: Classifier) -> Iterator[tuple[str, Values]]:
+    for family in config.families:
+        if family == "svm":
+            yield from (("svm", {"C": c}) for c in config.svm_c)
+        elif family == "knn":
+            yield from (("knn", {"k": k, "weights": weights}) for k in config.knn_k for weights in config.knn_weights)
+        else:
+            yield from (("mlp", {"hidden": hidden}) for hidden in config.mlp_hidden)
+
+
+def _asks_knn(config: Classifier) -> bool:
+    return "knn" in config.families
+
+
+def _label(family: str, values: Values) -> str:
+    return " ".join(
+        [family, *(f"{key}={value:g}" if key == "C" else f"{key}={value}" for key, value in values.items())]
+    )
+
+
+def _inner_folds(y: np.ndarray, folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    rows = np.zeros((len(y), 1))
+    if np.unique(y, return_counts=True)[1].max() < folds:  # no class fills the folds: StratifiedKFold would refuse
+        yield from KFold(folds, shuffle=True, random_state=seed).split(rows)
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")  # rare classes are what we have
+        yield from StratifiedKFold(folds, shuffle=True, random_state=seed).split(rows, y)
+
+
+def _fit(family: str, values: Values, z: np.ndarray, y: np.ndarray, classes: int, seed: int) -> Model:
+    """A model of standardised cells z."""
+    if len(np.unique(y)) == 1:  # can happen in an inner fold only
+        return _Constant(int(y[0]), classes)
+    if family == "knn":
+        return _KNN(z, y, classes, values["k"], values["weights"])
+    if family == "svm":
+        return _Sklearn(SVC(kernel="linear", C=values["C"]).fit(z, y), classes)
+    with warnings.catch_warnings():
+        # 200 passes are part of the definition; whether the last digits have settled is not asked.
+        warnings.filterwarnings("ignore", category=ConvergenceWarning)
+        mlp = MLPClassifier(values["hidden"], random_state=seed, max_iter=200).fit(z, y)
+    return _Sklearn(mlp, classes)
+
+
+@dataclass(frozen=True)
+class _Constant:
+    label: int
+    classes: int
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        return np.tile(np.eye(self.classes, dtype=np.float32)[self.label], (len(x), 1))
+
+
+@dataclass(frozen=True)
+class _Centroids:
+    means: np.ndarray  # (C, n); a class without cells lies at infinity
+
+    @classmethod
+    def fit(cls, z: np.ndarray, y: np.ndarray, classes: int) -> _Centroids:
+        means = np.full((classes, z.shape[1]), np.inf)
+        for label in np.unique(y):
+            means[label] = z[y == label].mean(0)
+        return cls(means)
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        scores = np.full((len(x), len(self.means)), -np.inf, dtype=np.float32)
+        for label in np.flatnonzero(np.isfinite(self.means).all(1)):
+            scores[:, label] = -np.linalg.norm(x - self.means[label], axis=1)
+        return scores
+
+
+@dataclass(frozen=True)
+class _Sklearn:
+    model: SVC | MLPClassifier
+    classes: int
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        if isinstance(self.model, SVC):
+            known = self.model.decision_function(x)
+            if known.ndim == 1:  # two classes: one margin
+                known = np.column_stack([-known, known])
+        else:
+            known = self.model.predict_proba(x)
+        # A class that was never seen scores below every other. (-inf would not survive arithmetic downstream.)
+        scores = np.full((len(x), self.classes), known.min() - 1, dtype=np.float32)
+        scores[:, self.model.classes_] = known
+        return scores
+
+
+class _Neighbours:
+    """Sorted nearest training cells, from which every (k, weights) votes: one list serves the whole grid."""
+
+    def __init__(self, z: np.ndarray, y: np.ndarray, classes: int, most: int) -> None:
+        self._z = z.astype(np.float64)
+        self._squares = np.einsum("ij,ij->i", self._z, self._z)
+        self._y, self._classes, self._most = y, classes, min(most, len(z))
+
+    def of(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Classes and distances (N, most) of the nearest training cells; of equally near ones the earlier first."""
+        x = x.astype(np.float64)
+        labels = np.empty((len(x), self._most), dtype=np.int64)
+        distances = np.empty((len(x), self._most))
+        rows = max(1, BLOCK // max(len(self._z), self._most * x.shape[1]))
+        for begin in range(0, len(x), rows):
+            part = x[begin : begin + rows]
+            square = self._squares - 2 * part @ self._z.T
+            near = np.sort(np.argpartition(square, self._most - 1, axis=1)[:, : self._most], axis=1)
+            exact = np.linalg.norm(self._z[near] - part[:, None], axis=2)
+            order = np.argsort(exact, axis=1, kind="stable")
+            labels[begin : begin + rows] = self._y[np.take_along_axis(near, order, 1)]
+            distances[begin : begin + rows] = np.take_along_axis(exact, order, 1)
+        return labels, distances
+
+    def vote(self, labels: np.ndarray, distances: np.ndarray, k: int, weights: str) -> np.ndarray:
+        """Share (N, C) of the first k neighbours' weight per class; `distance` weighs by 1/d, and where a neighbour
+        coincides only those count (scikit-learn's rule)."""
+        labels, distances = labels[:, :k], distances[:, :k]
+        if weights == "uniform":
+            weight = np.ones_like(distances)
+        else:
+            coincide = distances == 0
+            weight = 1 / np.where(coincide, 1.0, distances)
+            some = coincide.any(1)
+            weight[some] = coincide[some]
+        votes = np.zeros((len(labels), self._classes))
+        np.add.at(votes, (np.arange(len(labels))[:, None], labels), weight)
+        return votes / votes.sum(1, keepdims=True)
+
+
+class _KNN:
+    def __init__(self, z: np.ndarray, y: np.ndarray, classes: int, k: int, weights: str) -> None:
+        self._neighbours = _Neighbours(z, y, classes, k)
+        self._k, self._weights = k, weights
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        return self._neighbours.vote(*self._neighbours.of(x), self._k, self._weights).astype(np.float32)

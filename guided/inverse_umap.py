@@ -1,0 +1,403 @@
+"""The guide in n dimensions (3.2): supervised UMAP of the training embedding, inverted at the guide, low-pass filtered.
+
+    graph   exact neighbours -> fuzzy simplicial set -> intersection with the labels (supervised UMAP)
+    layout  the graph drawn in 2-D, started with every cell at its class's point of the guide
+    query   where the inverse is asked: UMAP moves away from the frame the guide was drawn in, so `frame` says how the
+            guide is carried over
+    inverse a point of the layout becomes a point of the embedding
+
+Two engines do this. `reference` is umap-learn's own fit and inverse_transform; `fast`, the default, computes the same
+graph and follows the same forces in vectorised numpy, without compilation and in a small fraction of the time. Where it
+differs on purpose, the functions say so.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy import optimize, sparse, spatial
+
+from guided.config import Frame, GuideUMAP
+
+BLOCK = 2**22  # floats of a block of distances
+JITTER = 1e-3  # sd of the start's noise, as a share of the guide's extent
+UMAP_EXTENT = 10.0  # umap-learn stretches every axis of its start to [0, 10]
+NEGATIVES = 5  # umap-learn's negative samples per edge
+PUSH = 2.0  # longest push a cell takes in one epoch of the fast layout, in units of the stretched frame
+SWEEPS = 8
+INVERSE_STEPS = 80
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """A new guide in the dimensions of the embedding."""
+
+    target: np.ndarray  # (C, n) float32
+    outside_hull: int  # guide points that fell outside the layout and were moved to its nearest cell
+    agreement: float  # share of the classes whose target lies nearest their own class mean
+
+
+def pad_guide(guide: np.ndarray, length: int) -> np.ndarray:
+    """Guide (C, m) with zeros behind, up to (C, length) (3.2: the start, and whenever the embedding has grown)."""
+    if guide.shape[1] > length:
+        raise ValueError(f"a guide of {guide.shape[1]} components does not fit an embedding of length {length}")
+    return np.pad(guide, ((0, 0), (0, length - guide.shape[1])))
+
+
+def low_pass(previous: np.ndarray, new: np.ndarray, alpha: float) -> np.ndarray:
+    """Eq. 1: alpha * previous + (1 - alpha) * new, `previous` (C, m) zero-padded to the components of `new` (C, n).
+
+    alpha = 1 never leaves `previous`, alpha = 0 has no memory; against a fixed `new` the distance shrinks by alpha
+    a step.
+    """
+    return alpha * pad_guide(previous, new.shape[1]) + (1 - alpha) * new
+
+
+def refresh_guide(
+    embedding: np.ndarray, labels: np.ndarray, guide: np.ndarray, loss: GuideUMAP, *, seed: int
+) -> Refresh:
+    """The second term of eq. 1: UMAP⁻¹(e2D).
+
+    embedding (N, n), labels (N,) in 0..C-1, guide (C, 2). A class without a cell is asked for like the others. Depends
+    on nothing but its arguments. Raises ValueError where UMAP would return nonsense without a word: values that are
+    not finite, a collapsed embedding, labels outside the guide, fewer than four cells.
+    """
+    _check(embedding, labels, guide)
+    # UMAP's steps have a fixed size in the units of the data: a small embedding would drown in them. One scale for all
+    # components keeps the geometry, and leaves a component that has just opened and is nearly constant at that.
+    centre = embedding.mean(0, dtype=np.float64)
+    scale = float(np.sqrt((embedding - centre).var(0, dtype=np.float64).mean()))
+    if scale == 0:
+        raise ValueError("every cell has the same embedding; there is nothing UMAP could lay out")
+    x = ((embedding - centre) / scale).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    start = jittered_start(guide, labels, rng)
+    knn = nearest(x, min(loss.n_neighbors, len(x) - 1))
+    if loss.engine == "reference":
+        layout, model = _reference_layout(x, labels, start, knn, loss, seed)
+    else:
+        graph, rho, sigma = supervised_graph(*knn, labels, loss.target_weight)
+        layout = optimise_layout(stretched(start, start), graph, loss, rng)
+    asked = query_frame(guide, layout, start, labels, loss.frame)
+    asked, outside = into_hull(asked, layout)
+    if loss.engine == "reference":
+        target = model.inverse_transform(asked.astype(np.float32))
+    else:
+        target = inverse(asked, layout, x, rho, sigma, min(x.shape[1], loss.inverse_neighbors), loss, rng)
+    target = (target * scale + centre).astype(np.float32)
+    if not np.isfinite(target).all():
+        raise ValueError("the inverse of UMAP is not finite")
+    return Refresh(target, outside, agreement(target, embedding, labels))
+
+
+def _check(embedding: np.ndarray, labels: np.ndarray, guide: np.ndarray) -> None:
+    if not np.isfinite(embedding).all():
+        raise ValueError("the embedding has values that are not finite")
+    if len(embedding) < 4 or embedding.shape[1] < 2:
+        raise ValueError(f"an embedding {embedding.shape} is too small for UMAP; it needs 4 cells and 2 components")
+    if len(labels) != len(embedding):
+        raise ValueError(f"{len(labels)} labels for {len(embedding)} cells")
+    if labels.min() < 0 or labels.max() >= len(guide):
+        raise ValueError(
+            f"labels reach from {labels.min()} to {labels.max()}, the guide has classes 0 to {len(guide) - 1} "
+            "(UMAP would read -1 as unlabelled)"
+        )
+    if not np.isfinite(guide).all() or (np.ptp(guide, axis=0) == 0).any():
+        raise ValueError("the guide needs finite points that differ in both coordinates")
+
+
+def jittered_start(guide: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Every cell (N, 2) at its class's point of the guide, with noise of its own.
+
+    umap-learn's de-duplication noise is a share of the mean distance to the nearest neighbour, which is 0 when every
+    class point repeats: all cells of a class would start, and with equal random streams stay, on one point.
+    """
+    extent = float(np.ptp(guide, axis=0).max())
+    return guide[labels] + rng.normal(0.0, JITTER * extent, (len(labels), 2))
+
+
+def stretched(points: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """`points` (…, 2) in the frame umap-learn gives its start: each axis of `start` stretched to [0, 10]."""
+    low, span = start.min(0), np.ptp(start, axis=0)
+    return UMAP_EXTENT * (points - low) / span
+
+
+def query_frame(
+    guide: np.ndarray, layout: np.ndarray, start: np.ndarray, labels: np.ndarray, frame: Frame
+) -> np.ndarray:
+    """Where in the layout (N, 2) each point of the guide (C, 2) is looked for.
+
+    The paper inverts "at e2D". `raw` takes that literally. `rescaled` follows umap-learn's stretching of its start;
+    `similarity` (rotation, one scale, shift) and `affine` fit the start (N, 2) to the layout by least squares and so
+    follow what the optimisation did on average; `centroid` asks at each class's mean in the layout, and for a class
+    without cells where `similarity` puts it.
+    """
+    if frame == "raw":
+        return guide.astype(np.float64)
+    if frame == "rescaled":
+        return stretched(guide, start)
+    if frame == "affine":
+        design = np.column_stack([start, np.ones(len(start))])
+        solution = np.linalg.lstsq(design, layout, rcond=None)[0]
+        return np.column_stack([guide, np.ones(len(guide))]) @ solution
+    placed = _similarity(start, layout, guide)
+    if frame == "centroid":
+        for label in np.unique(labels):
+            placed[label] = layout[labels == label].mean(0)
+    return placed
+
+
+def _similarity(source: np.ndarray, target: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """`points` under the rotation, scale and shift that best carry source (N, 2) to target (N, 2) (Umeyama 1991)."""
+    from_centre, to_centre = source.mean(0), target.mean(0)
+    centred = source - from_centre
+    left, values, right = np.linalg.svd((target - to_centre).T @ centred)
+    sign = np.array([1.0, np.sign(np.linalg.det(left @ right))])  # a mirrored layout is no similarity of the guide
+    rotation = left * sign @ right
+    scale = (values * sign).sum() / np.square(centred).sum()
+    placed: np.ndarray = scale * (points - from_centre) @ rotation.T + to_centre
+    return placed
+
+
+def into_hull(asked: np.ndarray, layout: np.ndarray) -> tuple[np.ndarray, int]:
+    """Points (C, 2) outside the convex hull of the layout (N, 2) moved to its nearest cell, and how many there were.
+
+    umap-learn lets such a point pass: `find_simplex` answers -1, which indexes the last triangle.
+    """
+    hull = spatial.ConvexHull(layout)
+    outside = (hull.equations[:, :2] @ asked.T + hull.equations[:, 2:] > 0).any(0)
+    if not outside.any():
+        return asked, 0
+    vertices = layout[spatial.cKDTree(layout).query(asked[outside])[1]]
+    moved = asked.copy()
+    # A hair inwards: on the hull itself rounding decides whether a triangle is found.
+    moved[outside] = vertices + 1e-3 * (layout.mean(0) - vertices)
+    return moved, int(outside.sum())
+
+
+def agreement(target: np.ndarray, embedding: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the classes with cells whose target (C, n) lies nearer their own mean embedding than any other's."""
+    present = np.unique(labels)
+    means = np.stack([embedding[labels == label].mean(0) for label in present])
+    return float(np.mean(spatial.distance.cdist(target[present], means).argmin(1) == np.arange(len(present))))
+
+
+def nearest(x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices and Euclidean distances (N, k) of the nearest cells, each cell itself first, by matrix product.
+
+    Exact at every N; umap-learn changes to an approximation at 4,096 cells.
+    """
+    count = len(x)
+    squares = np.einsum("ij,ij->i", x, x)
+    indices = np.empty((count, k), dtype=np.int32)
+    distances = np.empty((count, k), dtype=np.float32)
+    rows = max(1, BLOCK // max(count, k * x.shape[1]))
+    for begin in range(0, count, rows):
+        block = slice(begin, min(begin + rows, count))
+        square = squares - 2 * (x[block] @ x.T)  # the cell's own square changes no order
+        square[np.arange(block.stop - begin), np.arange(begin, block.stop)] = -np.inf
+        near = np.argpartition(square, k - 1, axis=1)[:, :k]
+        # The product loses digits where cells are close; the few that matter are measured directly.
+        exact = np.linalg.norm(x[near] - x[block, None], axis=2)
+        exact[near == np.arange(begin, block.stop)[:, None]] = -1.0
+        order = np.argsort(exact, axis=1, kind="stable")
+        indices[block] = np.take_along_axis(near, order, 1)
+        distances[block] = np.take_along_axis(exact, order, 1).clip(0.0)
+    return indices, distances
+
+
+def supervised_graph(
+    indices: np.ndarray, distances: np.ndarray, labels: np.ndarray, target_weight: float
+) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
+    """Fuzzy simplicial set of the cells intersected with the labels: (N, N) graph, rho (N,), sigma (N,).
+
+    The same numbers as umap-learn's `fuzzy_simplicial_set` and `discrete_metric_simplicial_set_intersection`: edges
+    between classes lose the factor exp(-2.5 / (1 - target_weight)).
+    """
+    count, k = indices.shape
+    rho, sigma = smooth_distances(distances)
+    excess = distances - rho[:, None]
+    # sigma is 0 only where every distance is 0, and then no excess is positive.
+    strength = np.exp(-np.maximum(excess, 0.0) / np.maximum(sigma, np.finfo(np.float32).tiny)[:, None])
+    rows = np.repeat(np.arange(count), k)
+    columns = indices.ravel()
+    own = rows == columns
+    directed = sparse.csr_matrix((strength.ravel()[~own], (rows[~own], columns[~own])), shape=(count, count))
+    graph = _union(directed).tocoo()
+    far = np.exp(-2.5 / (1 - target_weight)) if target_weight < 1 else 0.0
+    graph.data[labels[graph.row] != labels[graph.col]] *= far
+    graph = graph.tocsr()
+    graph.eliminate_zeros()
+    largest = graph.max(axis=1).toarray().ravel()
+    largest[largest == 0] = 1.0
+    return _union(sparse.diags(1 / largest) @ graph), rho, sigma
+
+
+def _union(directed: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Probabilistic union of a graph with its transpose: an edge holds if it holds in either direction."""
+    transpose = directed.T.tocsr()
+    return (directed + transpose - directed.multiply(transpose)).tocsr()
+
+
+def smooth_distances(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """rho and sigma (N,) of the neighbour distances (N, k), self first: sum exp(-(d - rho)+ / sigma) = log2(k).
+
+    umap-learn's `smooth_knn_dist`, all cells bisected at once.
+    """
+    k = distances.shape[1]
+    target = np.log2(k)
+    positive = np.where(distances > 0, distances, np.inf).min(1)
+    rho = np.where(np.isfinite(positive), positive, 0.0).astype(np.float32)
+    excess = np.maximum(distances[:, 1:] - rho[:, None], 0.0).astype(np.float64)
+    low, high, middle = np.zeros(len(rho)), np.full(len(rho), np.inf), np.ones(len(rho))
+    for _ in range(64):
+        total = np.exp(-excess / middle[:, None]).sum(1)
+        open_ = np.abs(total - target) >= 1e-5
+        if not open_.any():
+            break
+        above = total > target
+        high = np.where(open_ & above, middle, high)
+        low = np.where(open_ & ~above, middle, low)
+        halved = (low + np.where(np.isinf(high), 0.0, high)) / 2
+        middle = np.where(open_, np.where(np.isinf(high), middle * 2, halved), middle)
+    own_mean = distances.mean(1)
+    floor = 1e-3 * np.where(rho > 0, own_mean, distances.mean())
+    return rho, np.maximum(middle, floor).astype(np.float32)
+
+
+@lru_cache
+def curve(min_dist: float) -> tuple[float, float]:
+    """a, b of 1 / (1 + a d^2b), fitted to UMAP's membership: 1 up to min_dist, then exp(-(d - min_dist))."""
+    d = np.linspace(0, 3, 300)
+    wanted = np.where(d < min_dist, 1.0, np.exp(-(d - min_dist)))
+    (a, b), _ = optimize.curve_fit(lambda d, a, b: 1 / (1 + a * d ** (2 * b)), d, wanted)
+    return float(a), float(b)
+
+
+def optimise_layout(
+    start: np.ndarray, graph: sparse.csr_matrix, loss: GuideUMAP, rng: np.random.Generator
+) -> np.ndarray:
+    """The graph drawn in 2-D (N, 2), from `start` (N, 2), by UMAP's forces.
+
+    umap-learn moves one sampled edge after the other. Here every cell moves once an epoch under the expectation of
+    those steps: each edge with its weight instead of a draw. Pushes are taken as they are, up to `PUSH`; pulls, which
+    would overshoot when many act at once, are solved for implicitly (frozen at the epoch's start, Jacobi sweeps). So
+    whole classes drift as far as in umap-learn; NOTES.md has the comparison.
+    """
+    a, b = curve(loss.min_dist)
+    graph = graph.tocsr()
+    graph.sort_indices()
+    edges = graph.tocoo()
+    head, tail, weight = edges.row, edges.col, edges.data.astype(np.float32)
+    count = len(start)
+    degree = np.bincount(head, weight, count).astype(np.float32)[:, None]
+    pulls = sparse.csr_matrix((weight, graph.indices, graph.indptr), shape=graph.shape)
+    y = start.astype(np.float32)
+    for epoch in range(loss.fit_epochs):
+        rate = np.float32(1 - epoch / loss.fit_epochs)
+        between = y[head] - y[tail]
+        square = np.maximum(np.einsum("ij,ij->i", between, between), np.float32(1e-6))
+        power = square**b
+        # 2ab d^(2b-2) / (1 + a d^2b), times two: an edge pulls at a cell both as its head and as its tail.
+        pulls.data = rate * weight * (4 * a * b) * power / (square * (1 + a * power))
+        push = np.zeros_like(y)
+        for _ in range(NEGATIVES):
+            away = y - y[rng.permutation(count)]
+            square = np.einsum("ij,ij->i", away, away)
+            strength = 2 * b / ((0.001 + square) * (1 + a * square**b))
+            push += np.clip(strength[:, None] * away, -4.0, 4.0)
+        push *= rate * degree
+        push /= np.maximum(np.linalg.norm(push, axis=1, keepdims=True) / PUSH, 1.0)
+        pushed = y + push
+        stiffness = 1 + np.asarray(pulls.sum(axis=1))
+        y = pushed
+        for _ in range(SWEEPS):
+            y = (pushed + pulls @ y) / stiffness
+        y = y.astype(np.float32)
+    return y.astype(np.float64)
+
+
+def inverse(
+    asked: np.ndarray,
+    layout: np.ndarray,
+    x: np.ndarray,
+    rho: np.ndarray,
+    sigma: np.ndarray,
+    neighbors: int,
+    loss: GuideUMAP,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Points (C, n) of the embedding x (N, n) for the points asked (C, 2) of its layout (N, 2).
+
+    As in umap-learn: start at the mean of the nearest cells of the layout, weighted by their membership
+    1 / (1 + a d^2b), then descend the fuzzy cross-entropy in the space of x: pulled with 1/sigma towards those cells,
+    pushed away from random ones. On purpose different: the nearest cells are the nearest in the layout (umap-learn
+    walks its Delaunay graph from one corner of the triangle, and in a gap between classes sees only that side); their
+    number is `neighbors` (umap-learn: as many as x has components); and a step is a share of the neighbours' spread
+    (umap-learn: clipped in units of the data).
+    """
+    a, b = curve(loss.min_dist)
+    count = min(neighbors, len(layout))
+    distance, near = spatial.cKDTree(layout).query(asked, k=np.arange(1, count + 1))
+    membership = 1 / (1 + a * distance ** (2 * b))
+    cells = x[near]  # (C, K, n)
+    share = membership / membership.sum(1, keepdims=True)
+    points = np.einsum("ck,ckn->cn", share, cells, dtype=np.float64)
+    spread = np.linalg.norm(cells - points[:, None], axis=2).mean(1, keepdims=True)
+    # Drawn in proportion to its membership and pulling with its inverse: an edge's expected pull. umap-learn never
+    # draws an edge whose share of the largest is below one in its 100 epochs.
+    drawn = membership / membership.max(1, keepdims=True)
+    drawn[drawn < 0.01] = 0.0
+    stiffness = 1 / (membership * sigma[near] + 1e-6)
+    sample = min(len(x), 256)
+    for step in range(INVERSE_STEPS):
+        pull = _clipped(_units(cells - points[:, None])[0], stiffness)
+        others = rng.choice(len(x), sample, replace=False)
+        units, gap = _units(x[others] - points[:, None])
+        member = np.exp(-np.maximum(gap - rho[others], 1e-6) / (sigma[others] + 1e-6))
+        push = _clipped(units, member / ((1 - member) * sigma[others] + 1e-6)).mean(1)
+        force = np.einsum("ck,ckn->cn", drawn, pull) - NEGATIVES * drawn.sum(1, keepdims=True) * push
+        most = np.einsum("ck,ck->c", drawn, np.linalg.norm(pull, axis=2))[:, None]
+        points += (1 - step / INVERSE_STEPS) * spread * _bounded(force / np.maximum(most, 1e-12))
+    return points
+
+
+def _units(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors (C, K, n) and lengths (C, K); a vector of length 0 stays 0."""
+    length = np.linalg.norm(vectors, axis=2)
+    return vectors / np.maximum(length, 1e-12)[..., None], length
+
+
+def _clipped(units: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    """Unit vectors (C, K, n) times strength (C, K), every component cut at umap-learn's ±4."""
+    return np.clip(strength[..., None] * units, -4.0, 4.0)
+
+
+def _bounded(force: np.ndarray) -> np.ndarray:
+    """Vectors (C, n) longer than 1 shortened to 1."""
+    return force / np.maximum(np.linalg.norm(force, axis=1, keepdims=True), 1.0)
+
+
+def _reference_layout(
+    x: np.ndarray, labels: np.ndarray, start: np.ndarray, knn: tuple[np.ndarray, np.ndarray], loss: GuideUMAP, seed: int
+):  # type: ignore[no-untyped-def]
+    """umap-learn's own layout (N, 2) and the fitted model, for its inverse."""
+    import umap  # compiles for seconds: only where the reference is asked for
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*precomputed_knn.*")  # exact neighbours carry no search index
+        model = umap.UMAP(
+            n_neighbors=knn[0].shape[1],
+            min_dist=loss.min_dist,
+            n_epochs=loss.fit_epochs,
+            init=start.astype(np.float32),
+            target_weight=loss.target_weight,
+            precomputed_knn=(knn[0], knn[1]),
+            random_state=seed,
+            n_jobs=1,
+        ).fit(x, y=labels)
+    model.n_epochs = None  # the inverse counts its own epochs: umap-learn's default of 100
+    return model.embedding_.astype(np.float64), model
