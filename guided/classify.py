@@ -1,7 +1,7 @@
 """Classifiers on the embedding (4.1): linear SVM, kNN and MLP by grid search, and cheap ones for every epoch.
 
-Everything is fitted on training cells only and standardised with their mean and sd; inside the grid search with those of
-the inner training part, so that no inner test cell leaks into its own scaling.
+Everything is fitted on training cells only and standardised with their mean and sd; inside the grid search with those
+of the inner training part, so that no inner test cell leaks into its own scaling.
 """
 
 from __future__ import annotations

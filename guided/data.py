@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -364,7 +365,7 @@ def _read_rows(path: Path) -> tuple[list[_Row], list[str], list[tuple[int, str, 
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"manifest {path} is not UTF-8 text; save it as CSV (UTF-8)") from None
-    reader = csv.DictReader(text.splitlines(), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     columns = [column.strip() for column in reader.fieldnames or []]
     for needed in ("path", "label"):
         if needed not in columns:
@@ -444,7 +445,7 @@ def read_image(path: Path) -> tuple[Image.Image, bool]:
                 return image.convert("RGB"), True
             if mode == "P" and "transparency" not in image.info:
                 return image.convert("RGB"), False
-            if mode == "RGBA" and image.getextrema()[3] == (255, 255):
+            if mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255):
                 return image.convert("RGB"), False
     except ValueError:
         raise

@@ -39,7 +39,9 @@ class Fold:
         if self.groups is not None:
             shared = np.intersect1d(self.groups[self.test], self.groups[np.concatenate([self.train, self.validation])])
             if len(shared):
-                raise ValueError(f"{where}: {self.grouped_by} {shared[0]!r} stands in the test part and in another")
+                raise ValueError(
+                    f"{where}: {self.grouped_by} {str(shared[0])!r} stands in the test part and in another"
+                )
 
 
 def make_folds(data: Dataset, config: Folds, partition: int = 0) -> list[Fold]:

@@ -14,10 +14,14 @@ differs on purpose, the functions say so.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import torch
 from scipy import optimize, sparse, spatial
 
 from guided.config import Frame, GuideUMAP
@@ -76,16 +80,19 @@ def refresh_guide(
     rng = np.random.default_rng(seed)
     start = jittered_start(guide, labels, rng)
     knn = nearest(x, min(loss.n_neighbors, len(x) - 1))
+
+    def asked_in(layout: np.ndarray) -> tuple[np.ndarray, int]:
+        return into_hull(query_frame(guide, layout, start, labels, loss.frame), layout)
+
     if loss.engine == "reference":
-        layout, model = _reference_layout(x, labels, start, knn, loss, seed)
+        with _torch_threads_kept():
+            layout, model = _reference_layout(x, labels, start, knn, loss, seed)
+            asked, outside = asked_in(layout)
+            target = model.inverse_transform(asked.astype(np.float32))
     else:
         graph, rho, sigma = supervised_graph(*knn, labels, loss.target_weight)
         layout = optimise_layout(stretched(start, start), graph, loss, rng)
-    asked = query_frame(guide, layout, start, labels, loss.frame)
-    asked, outside = into_hull(asked, layout)
-    if loss.engine == "reference":
-        target = model.inverse_transform(asked.astype(np.float32))
-    else:
+        asked, outside = asked_in(layout)
         target = inverse(asked, layout, x, rho, sigma, min(x.shape[1], loss.inverse_neighbors), loss, rng)
     target = (target * scale + centre).astype(np.float32)
     if not np.isfinite(target).all():
@@ -383,7 +390,7 @@ def _bounded(force: np.ndarray) -> np.ndarray:
 
 def _reference_layout(
     x: np.ndarray, labels: np.ndarray, start: np.ndarray, knn: tuple[np.ndarray, np.ndarray], loss: GuideUMAP, seed: int
-):  # type: ignore[no-untyped-def]
+) -> tuple[np.ndarray, Any]:
     """umap-learn's own layout (N, 2) and the fitted model, for its inverse."""
     import umap  # compiles for seconds: only where the reference is asked for
 
@@ -401,3 +408,14 @@ def _reference_layout(
         ).fit(x, y=labels)
     model.n_epochs = None  # the inverse counts its own epochs: umap-learn's default of 100
     return model.embedding_.astype(np.float64), model
+
+
+@contextmanager
+def _torch_threads_kept() -> Iterator[None]:
+    """numba starts its threads with omp_set_num_threads, which torch shares: training would go on with another number
+    of threads, hence other sums."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

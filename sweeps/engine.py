@@ -94,7 +94,7 @@ class _Watcher(tune.Callback):
         run_id = trial.config["fold_run"]
         if not self._records.has(run_id):
             now = time.time()
-            details = {"began": trial.start_time or now, "ended": now, "notes": []}
+            details: dict[str, Any] = {"began": trial.start_time or now, "ended": now, "notes": []}
             self._records.write(self._runs[run_id], "failed", reason=_reason(trial), details=details)
         self._ended(run_id)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
@@ -39,6 +41,14 @@ def cells(count: int = 900, length: int = 8, seed: int = 0) -> tuple[np.ndarray,
     means = np.hstack([GUIDE, rng.normal(0, 0.6, (CLASSES, length - 2))])
     noise = rng.normal(size=(count, length)) * np.r_[1.0, 1.0, np.full(length - 2, 0.3)]
     return (means[labels] + noise).astype(np.float32), labels
+
+
+@pytest.fixture(autouse=True)
+def torch_threads() -> Iterator[None]:
+    """Where a test calls umap-learn itself, numba changes the number of threads torch works with."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 # --- padding and the filter -----------------------------------------------------------------------------------------
@@ -161,8 +171,10 @@ def test_the_fast_inverse_lands_where_umap_learns_does(frame: str) -> None:
 
 def test_the_reference_engine_answers_like_the_fast_one() -> None:
     x, labels = cells(700)
+    threads = torch.get_num_threads()
     fast = refresh_guide(x, labels, GUIDE, GuideUMAP(frame="centroid"), seed=1)
     reference = refresh_guide(x, labels, GUIDE, GuideUMAP(frame="centroid", engine="reference"), seed=1)
+    assert torch.get_num_threads() == threads  # numba's start would have changed it, and with it every later sum
     assert reference.target.shape == (CLASSES, 8)
     assert min(fast.agreement, reference.agreement) >= 0.8
     between = np.median(cdist(reference.target, reference.target)[np.triu_indices(CLASSES, 1)])
