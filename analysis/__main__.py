@@ -1,0 +1,86 @@
+"""The command line of the analysis: table and report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlflow.exceptions import MlflowException
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from analysis.runs import default_uri, load_study
+from analysis.tables import FORMATS, Comparison, caption, compare, render, sentence, shown
+
+OK, INCOMPLETE, WRONG = 0, 1, 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of `python -m analysis`."""
+    top = argparse.ArgumentParser(
+        prog="python -m analysis",
+        description="From recorded fold runs to a comparison that can be trusted. Reads MLflow, changes nothing there.",
+        epilog="Exit code 0: complete; 1: fold runs are missing (the table names them); 2: nothing could be read.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, told in (
+        ("table", "print a study's comparison with its baseline"),
+        ("report", "print it and write the page, the figure and the tables to OUT/reports/NAME"),
+    ):
+        command = commands.add_parser(name, help=told, description=told)
+        command.add_argument("name", help="name of a sweep, or the path of its file")
+        command.add_argument("--out", default="runs", type=Path, help="folder the sweep wrote to (default: runs)")
+        command.add_argument("--uri", help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else OUT/mlflow.db)")
+        command.add_argument("--study", help="id of a study (default: the one started last)")
+        if name == "table":
+            command.add_argument("--format", choices=FORMATS, default="text", help="default: text")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    given = parser().parse_args(arguments)
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    name = Path(given.name).stem if given.name.endswith((".yaml", ".yml")) else given.name
+    try:
+        study = load_study(given.uri or default_uri(given.out), name, given.study)
+        comparison = compare(study)
+        if given.command == "table":
+            sys.stdout.write(render(comparison, given.format))
+        else:
+            _print(comparison, console)
+            from analysis.report import write_report  # matplotlib is slow to import
+
+            page = write_report(comparison, given.out.absolute() / "reports" / name)
+            console.print(f"[dim]report  {page}[/dim]", soft_wrap=True)
+    except (ValueError, OSError, MlflowException) as error:
+        errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        return WRONG
+    return OK if study.complete else INCOMPLETE
+
+
+def _print(comparison: Comparison, console: Console) -> None:
+    """The table for a terminal: what is missing goes below it, for want of width."""
+    frame = shown(comparison)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in frame.columns.drop("missing", errors="ignore"):
+        table.add_column(column, no_wrap=True)
+    styles = {"better": "green", "worse": "red", "incomplete": "yellow", "baseline": "bold"}
+    for row in frame.drop(columns="missing", errors="ignore").to_dict("records"):
+        table.add_row(*(escape(str(value)) for value in row.values()), style=styles.get(row["verdict"], ""))
+    console.print()
+    console.print(table)
+    for _, row in comparison.frame.iterrows():
+        if row["missing"]:
+            console.print(
+                f"[yellow]missing[/yellow] {escape(row['variant'])}: {escape(row['missing'])}", soft_wrap=True
+            )
+    console.print(f"[dim]{escape(caption(comparison))}[/dim]")
+    console.print(f"\n[bold]{escape(sentence(comparison))}[/bold]\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

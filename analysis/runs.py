@@ -1,0 +1,199 @@
+"""The only reader of MLflow: a study as one tidy frame, a row for every planned fold run whether it exists or not."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+# Short patience, as for the writer: a report that waits four minutes for a dead server helps nobody.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+
+from mlflow import MlflowClient
+
+from sweeps import schema
+
+for name in ("mlflow.store.db.utils", "alembic"):
+    logging.getLogger(name).setLevel(logging.WARNING)
+
+# MLflow stores an infinity as the largest double.
+LARGEST = 1.7e308
+
+FINISHED, ABSENT = "finished", "absent"
+
+
+@dataclass(frozen=True)
+class VariantInfo:
+    """One variant of a study."""
+
+    label: str
+    id: str
+    varied: dict[str, Any]  # dotted key: value, what sets it apart
+    baseline: bool
+    planned: tuple[tuple[int, int, int], ...]  # (partition, fold, seed)
+
+
+@dataclass(frozen=True)
+class StudyRuns:
+    """What MLflow holds of one study.
+
+    `frame` has one row per planned fold run: variant, partition, fold, seed, status (finished, failed, diverged or
+    absent), reason, classifier, grouped_by, notes (tuple), and a column per metric, NaN where a fold run is not
+    finished.
+    """
+
+    sweep: str
+    id: str
+    started: str
+    question: str
+    metric: str
+    data: str
+    fingerprint: str
+    git_commit: str
+    git_dirty: bool
+    experiment: str
+    variants: tuple[VariantInfo, ...]  # in the order of the sweep file
+    frame: pd.DataFrame
+
+    @property
+    def baseline(self) -> VariantInfo:
+        """The variant the others are compared with."""
+        return next(variant for variant in self.variants if variant.baseline)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned fold run has finished."""
+        return bool((self.frame["status"] == FINISHED).all())
+
+
+def default_uri(out: Path) -> str:
+    """MLFLOW_TRACKING_URI, else the SQLite store under OUT."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.absolute() / 'mlflow.db'}"
+
+
+def load_study(uri: str, sweep: str, study: str | None = None) -> StudyRuns:
+    """Read one study of `sweep`: the one named, else the one that was started last.
+
+    Raises ValueError for a sweep or study that is not there (with the nearest name), and for a record that cannot be
+    trusted: two runs for one fold run, a metric that is not finite, no baseline or several.
+    """
+    client = _client(uri)
+    experiments = [e for e in client.search_experiments() if e.name.startswith(schema.experiment_name(sweep, ""))]
+    ids = [experiment.experiment_id for experiment in experiments]
+    parents = _search(client, ids, {schema.ROLE: schema.VARIANT_ROLE, schema.SWEEP: sweep}) if ids else []
+    if not parents:
+        raise ValueError(f"no runs of sweep {sweep!r} in {uri}; {_known(client, sweep)}")
+    started = {run.data.tags[schema.STUDY]: run.data.tags[schema.STARTED] for run in parents}
+    chosen = study or max(started, key=lambda one: (started[one], one))
+    if chosen not in started:
+        held = ", ".join(f"{one} ({when})" for one, when in sorted(started.items(), key=lambda item: item[1]))
+        raise ValueError(f"sweep {sweep!r} has no study {chosen!r}; it has: {held}")
+    parents = [run for run in parents if run.data.tags[schema.STUDY] == chosen]
+    parents.sort(key=lambda run: int(run.data.tags[schema.ORDER]))
+    variants = tuple(_variant(run) for run in parents)
+    baselines = [variant.label for variant in variants if variant.baseline]
+    if len(baselines) != 1:
+        raise ValueError(f"study {chosen} of sweep {sweep!r} has {len(baselines)} baselines {baselines}; one is needed")
+    children = _search(client, ids, {schema.ROLE: schema.FOLD_RUN_ROLE, schema.STUDY: chosen})
+    tags = parents[0].data.tags
+    return StudyRuns(
+        sweep=sweep,
+        id=chosen,
+        started=started[chosen],
+        question=tags[schema.QUESTION],
+        metric=tags[schema.METRIC],
+        data=tags[schema.DATA_NAME],
+        fingerprint=tags[schema.DATA_FINGERPRINT],
+        git_commit=tags.get(schema.GIT_COMMIT, ""),
+        git_dirty=tags.get(schema.GIT_DIRTY) == "true",
+        experiment=schema.experiment_name(sweep, tags[schema.DATA_NAME]),
+        variants=variants,
+        frame=_frame(variants, children),
+    )
+
+
+def _client(uri: str) -> MlflowClient:
+    # MLflow would create an empty store where none is.
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise ValueError(f"there is no store {uri.removeprefix('sqlite:///')}; run a sweep first, or name its OUT")
+    return MlflowClient(tracking_uri=uri)
+
+
+def _search(client: MlflowClient, experiments: Sequence[str], tags: dict[str, str]) -> list[Any]:
+    where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    runs: list[Any] = []
+    token = None
+    while True:
+        page = client.search_runs(list(experiments), where, max_results=1000, page_token=token)
+        runs += list(page)
+        token = page.token
+        if not token:
+            return runs
+
+
+def _known(client: MlflowClient, sweep: str) -> str:
+    names = sorted({e.name.split(" on ")[0] for e in client.search_experiments() if " on " in e.name})
+    near = get_close_matches(sweep, names, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"it has {', '.join(names)}" if names else "it holds no sweep yet"
+
+
+def _variant(run: Any) -> VariantInfo:
+    tags = run.data.tags
+    return VariantInfo(
+        label=tags[schema.VARIANT],
+        id=tags[schema.VARIANT_ID],
+        varied=json.loads(tags[schema.VARIED]),
+        baseline=tags[schema.BASELINE] == "true",
+        planned=tuple((int(p), int(f), int(s)) for p, f, s in json.loads(tags[schema.PLANNED])),
+    )
+
+
+def _frame(variants: Sequence[VariantInfo], children: Sequence[Any]) -> pd.DataFrame:
+    found: dict[tuple[str, int, int, int], Any] = {}
+    for run in children:
+        tags = run.data.tags
+        key = (tags[schema.VARIANT_ID], *(int(tags[name]) for name in (schema.PARTITION, schema.FOLD, schema.SEED)))
+        if key in found:
+            raise ValueError(
+                f"fold run {tags['mlflow.runName']!r} stands twice in MLflow, as {found[key].info.run_id} and "
+                f"{run.info.run_id}; delete one of them"
+            )
+        found[key] = run
+    rows = []
+    for variant in variants:
+        for partition, fold, seed in variant.planned:
+            place = {"variant": variant.label, "partition": partition, "fold": fold, "seed": seed}
+            rows.append(place | _outcome(found.get((variant.id, partition, fold, seed))))
+    return pd.DataFrame(rows)
+
+
+def _outcome(run: Any) -> dict[str, Any]:
+    if run is None:
+        return {"status": ABSENT, "reason": "has not been run, or is still running"}
+    tags = run.data.tags
+    outcome: dict[str, Any] = {
+        "status": tags[schema.STATUS],
+        "reason": tags.get(schema.REASON, ""),
+        "classifier": tags.get(schema.CLASSIFIER, ""),
+        "grouped_by": tags.get(schema.GROUPED_BY, ""),
+        "notes": tuple(json.loads(tags.get(schema.NOTES, "[]"))),
+    }
+    if outcome["status"] != FINISHED:
+        return outcome
+    if run.info.status != "FINISHED":
+        return {"status": ABSENT, "reason": "is only partly in MLflow; run the sweep again to write the rest"}
+    for key, value in run.data.metrics.items():
+        if not isfinite(value) or abs(value) > LARGEST:
+            raise ValueError(f"fold run {tags['mlflow.runName']!r}: metric {key!r} is {value}; that is no result")
+    return outcome | run.data.metrics

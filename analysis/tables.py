@@ -1,0 +1,325 @@
+"""The comparison table: every variant against the baseline, with a valid interval or the reason why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.runs import FINISHED, StudyRuns, VariantInfo
+from analysis.stats import (
+    Difference,
+    average_seeds,
+    corrected_t,
+    holm,
+    smallest_detectable_difference,
+    verdict,
+)
+from sweeps import schema
+
+COLUMNS = (
+    "variant",
+    "mean",
+    "sd",
+    "folds",
+    "difference",
+    "low",
+    "high",
+    "p",
+    "verdict",
+    "best_epoch",
+    "length",
+    "seconds",
+    "missing",
+)
+FORMATS = ("text", "markdown", "csv", "latex", "html")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A study's table.
+
+    `frame` has one row per variant, in the order of the sweep file: variant, mean and sd (ddof 1) of the metric over
+    folds with seeds averaged first, folds, difference to the baseline with its 95 % interval low..high (corrected
+    resampled t), p (two-sided, Holm over all comparisons with the baseline), verdict (baseline, better, worse,
+    undecided, identical, incomplete), best_epoch (median, from 0), length (median, at the best epoch), seconds (mean
+    of a fold run), missing (which fold runs there are not, and why). What is not known is NaN.
+    """
+
+    study: StudyRuns
+    frame: pd.DataFrame
+    ratio: float | None  # n_test / n_train, averaged over fold runs
+    detectable: float | None  # smallest difference that this design finds in 80 % of cases
+
+    @property
+    def baseline(self) -> str:
+        return self.study.baseline.label
+
+
+def compare(study: StudyRuns) -> Comparison:
+    """Compare every variant of a study with its baseline."""
+    finished = study.frame[study.frame["status"] == FINISHED]
+    ratio = None
+    if len(finished):
+        ratio = float((finished[schema.TEST_CELLS] / finished[schema.TRAIN_CELLS]).mean())
+    scores = {variant.label: _scores(study, variant) for variant in study.variants}
+    base = scores[study.baseline.label]
+    differences: dict[str, Difference] = {}
+    for variant in study.variants:
+        own = scores[variant.label]
+        if variant.baseline or own is None or base is None or own.keys() != base.keys() or len(own) < 2:
+            continue
+        assert ratio is not None  # there are scores, hence finished fold runs
+        differences[variant.label] = corrected_t([own[fold] - base[fold] for fold in base], ratio)
+    # The family is every comparison that was planned: one that could not be made counts as undecided.
+    others = [variant.label for variant in study.variants if not variant.baseline]
+    corrected = holm([differences[label].p if label in differences else 1.0 for label in others])
+    p_values = dict(zip(others, corrected, strict=True))
+    rows = [_row(study, variant, scores[variant.label], differences, p_values) for variant in study.variants]
+    return Comparison(study, pd.DataFrame(rows, columns=list(COLUMNS)), ratio, _detectable(scores, base, ratio))
+
+
+def _of(study: StudyRuns, variant: VariantInfo) -> pd.DataFrame:
+    return study.frame[study.frame["variant"] == variant.label]
+
+
+def _scores(study: StudyRuns, variant: VariantInfo) -> dict[tuple[int, int], float] | None:
+    """Score per (partition, fold), or None where a fold run is missing: a mean over the rest would be another thing."""
+    rows = _of(study, variant)
+    if (rows["status"] != FINISHED).any():
+        return None
+    places = zip(rows["partition"], rows["fold"], rows["seed"], strict=True)
+    return average_seeds(dict(zip(places, rows[study.metric], strict=True)))
+
+
+def _detectable(
+    scores: dict[str, dict[tuple[int, int], float] | None],
+    base: dict[tuple[int, int], float] | None,
+    ratio: float | None,
+) -> float | None:
+    """From the median sd of the paired differences that were seen."""
+    if base is None or ratio is None or len(base) < 2:
+        return None
+    seen = [
+        float(np.std([own[fold] - base[fold] for fold in base], ddof=1))
+        for own in scores.values()
+        if own is not None and own is not base and own.keys() == base.keys()
+    ]
+    return smallest_detectable_difference(len(base), ratio, float(np.median(seen))) if seen else None
+
+
+def _row(
+    study: StudyRuns,
+    variant: VariantInfo,
+    scores: dict[tuple[int, int], float] | None,
+    differences: dict[str, Difference],
+    p_values: dict[str, float],
+) -> dict[str, object]:
+    rows = _of(study, variant)
+    done = rows[rows["status"] == FINISHED]
+    row: dict[str, object] = {"variant": variant.label, "folds": rows.groupby(["partition", "fold"]).ngroups}
+    row["missing"] = "; ".join(_missing(rows))
+    if scores is None:
+        row["folds"] = done.groupby(["partition", "fold"]).ngroups
+        row["verdict"] = "incomplete"
+    else:
+        values = list(scores.values())
+        row["mean"] = float(np.mean(values))
+        row["sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
+        row["verdict"] = "baseline" if variant.baseline else "not comparable"
+    if variant.label in differences:
+        found = differences[variant.label]
+        row |= {"difference": found.mean, "low": found.low, "high": found.high, "p": p_values[variant.label]}
+        row["verdict"] = verdict(found, p_values[variant.label])
+    if len(done):
+        row["best_epoch"] = float(done[schema.BEST_EPOCH].median())
+        row["length"] = float(done[schema.BEST_LENGTH].median())
+        row["seconds"] = float(done[schema.SECONDS].mean())
+    return row
+
+
+def _missing(rows: pd.DataFrame) -> list[str]:
+    """Fold runs that have no result, those of one kind and reason together."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    several = {column: rows[column].nunique() > 1 for column in ("partition", "seed")}
+    for _, row in rows[rows["status"] != FINISHED].iterrows():
+        place = f"fold {row['fold']}"
+        place += f" partition {row['partition']}" if several["partition"] else ""
+        place += f" seed {row['seed']}" if several["seed"] else ""
+        grouped.setdefault((row["status"], row["reason"]), []).append(place)
+    return [f"{', '.join(places)} {status}: {reason}" for (status, reason), places in grouped.items()]
+
+
+def sentence(comparison: Comparison) -> str:
+    """What the study says about its question, in a sentence or two: never more than the intervals carry."""
+    frame, base = comparison.frame, comparison.baseline
+    metric = "test macro-F1" if comparison.study.metric == schema.TEST_F1 else comparison.study.metric
+    others = frame[frame["variant"] != base]
+    if (frame.loc[frame["variant"] == base, "verdict"] == "incomplete").any():
+        return f"Not decided: the baseline {base} lacks fold runs, so nothing can be compared with it."
+    told = []
+    for word in ("better", "worse"):
+        rows = others[others["verdict"] == word].sort_values("difference", ascending=word == "worse")
+        if len(rows):
+            listed = ", ".join(f"{row['variant']} ({interval(row)})" for _, row in rows.iterrows())
+            verb = "is" if len(rows) == 1 else "are"
+            told.append(f"{listed} {verb} {word} than the baseline {base} in {metric}.")
+    undecided = int((others["verdict"] == "undecided").sum())
+    if undecided:
+        which = "No variant" if not told else f"The other {undecided}" if undecided > 1 else "The other one"
+        rest = "differs" if which == "No variant" else "do not differ" if undecided > 1 else "does not differ"
+        told.append(f"{which} {rest} from {base} in {metric} beyond what {_folds(frame)} folds can tell.")
+        if comparison.detectable is not None:
+            told.append(
+                f"A true difference under about {comparison.detectable:.3f} would probably have gone unseen: more "
+                "cells, not more folds, would decide."
+            )
+    unable = others[others["verdict"].isin(["incomplete", "not comparable"])]["variant"].tolist()
+    if unable:
+        told.append(f"Not compared, for lack of fold runs: {', '.join(unable)}.")
+    same = others[others["verdict"] == "identical"]["variant"].tolist()
+    if same:
+        told.append(f"The same as the baseline in every fold: {', '.join(same)}.")
+    return " ".join(told) or f"There is only the baseline {base}."
+
+
+def _folds(frame: pd.DataFrame) -> int:
+    return int(frame["folds"].max())
+
+
+def caption(comparison: Comparison) -> str:
+    """How to read the table: what was averaged, and what the interval and p are."""
+    study, frame = comparison.study, comparison.frame
+    grouped = sorted({value for value in study.frame.get("grouped_by", pd.Series(dtype=str)).dropna() if value})
+    by = ", ".join("single cell" if value == "none" else value for value in grouped)
+    told = [
+        f"{study.metric} on {study.data}: mean ± sd over {_folds(frame)} folds" + (f" by {by}" if by else "") + ".",
+    ]
+    if comparison.ratio is not None:
+        told.append(
+            f"Difference to {comparison.baseline}, fold by fold, with its 95 % interval by the corrected resampled t "
+            f"(n_test/n_train = {comparison.ratio:.3f}); p after Holm over {len(frame) - 1} comparisons."
+        )
+    told.append("Best epoch and length: medians; epochs count from 0.")
+    return " ".join(told)
+
+
+# --- numbers as a person reads them ---------------------------------------------------------------------------------
+
+
+def score(row: pd.Series) -> str:
+    """0.612 ± 0.021"""
+    if pd.isna(row["mean"]):
+        return "–"
+    return f"{row['mean']:.3f}" + ("" if pd.isna(row["sd"]) else f" ± {row['sd']:.3f}")
+
+
+def interval(row: pd.Series) -> str:
+    """+0.012 [-0.020, +0.044]"""
+    if pd.isna(row["difference"]):
+        return "–"
+    return f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
+def shown(comparison: Comparison) -> pd.DataFrame:
+    """The table as text, a column for each thing a reader looks for."""
+    frame, metric = comparison.frame, comparison.study.metric
+
+    def number(value: float, form: str) -> str:
+        return "–" if pd.isna(value) else format(value, form)
+
+    columns = {
+        "variant": frame["variant"].tolist(),
+        "test macro-F1" if metric == schema.TEST_F1 else metric: [score(row) for _, row in frame.iterrows()],
+        "folds": [str(folds) for folds in frame["folds"]],
+        "difference [95 %]": [interval(row) for _, row in frame.iterrows()],
+        "p": [number(p, ".3f") for p in frame["p"]],
+        "verdict": frame["verdict"].tolist(),
+        "best epoch": [number(value, "g") for value in frame["best_epoch"]],
+        "length": [number(value, "g") for value in frame["length"]],
+        "s/fold run": [number(value, ".1f") for value in frame["seconds"]],
+    }
+    if (frame["missing"] != "").any():
+        columns["missing"] = frame["missing"].tolist()
+    return pd.DataFrame(columns)
+
+
+def per_class(study: StudyRuns) -> pd.DataFrame:
+    """Mean over finished fold runs of the F1 of each class (rows), per variant (columns). A class that a fold's test
+    cells lack is left out of that fold's mean; a variant with missing fold runs has no column."""
+    prefix = schema.TEST_F1_CLASS
+    names = [column for column in study.frame.columns if column.startswith(prefix)]
+    complete = [variant for variant in study.variants if _scores(study, variant) is not None]
+    means = {variant.label: _of(study, variant)[names].mean() for variant in complete}
+    table = pd.DataFrame(means, index=names)
+    table.index = pd.Index([name.removeprefix(prefix) for name in names], name="class")
+    return table.sort_index()
+
+
+def render(comparison: Comparison, form: str) -> str:
+    """The table in one of FORMATS; csv has full precision and one row per variant."""
+    if form == "csv":
+        return comparison.frame.to_csv(index=False)
+    table = shown(comparison)
+    if form == "text":
+        return f"{_aligned(table)}\n\n{caption(comparison)}\n"
+    if form == "markdown":
+        lines = [_markdown(table.columns), _markdown(["---"] * len(table.columns))]
+        lines += [_markdown(row) for row in table.itertuples(index=False)]
+        return "\n".join(lines) + f"\n\n{caption(comparison)}\n"
+    if form == "latex":
+        return _latex(table, caption(comparison))
+    if form == "html":
+        return table.to_html(index=False, border=0, classes="comparison")
+    raise ValueError(f"no table format {form!r}; there are {', '.join(FORMATS)}")
+
+
+def _aligned(table: pd.DataFrame) -> str:
+    rows = [list(table.columns), *table.astype(str).values.tolist()]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(table.columns))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _markdown(cells: Sequence[object]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+LATEX = str.maketrans(
+    {
+        "%": r"\%",
+        "_": r"\_",
+        "&": r"\&",
+        "#": r"\#",
+        "$": r"\$",
+        "{": r"\{",
+        "}": r"\}",
+        "\\": r"\textbackslash{}",
+        "±": r"$\pm$",
+        "–": "--",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
+)
+
+
+def _latex(table: pd.DataFrame, told: str) -> str:
+    body = [" & ".join(str(cell).translate(LATEX) for cell in row) + r" \\" for row in table.itertuples(index=False)]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{told.translate(LATEX)}}}",
+            rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}",
+            r"\hline",
+            " & ".join(column.translate(LATEX) for column in table.columns) + r" \\",
+            r"\hline",
+            *body,
+            r"\hline",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
