@@ -69,8 +69,8 @@ def _print(comparison: Comparison, console: Console) -> None:
     for column in frame.columns.drop("missing", errors="ignore"):
         table.add_column(column, no_wrap=True)
     styles = {"better": "green", "worse": "red", "incomplete": "yellow", "baseline": "bold"}
-    for row in frame.drop(columns="missing", errors="ignore").to_dict("records"):
-        table.add_row(*(escape(str(value)) for value in row.values()), style=styles.get(row["verdict"], ""))
+    for entry in frame.drop(columns="missing", errors="ignore").to_dict("records"):
+        table.add_row(*(escape(str(value)) for value in entry.values()), style=styles.get(entry["verdict"], ""))
     console.print()
     console.print(table)
     for _, row in comparison.frame.iterrows():

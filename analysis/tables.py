@@ -266,7 +266,7 @@ def render(comparison: Comparison, form: str) -> str:
     if form == "text":
         return f"{_aligned(table)}\n\n{caption(comparison)}\n"
     if form == "markdown":
-        lines = [_markdown(table.columns), _markdown(["---"] * len(table.columns))]
+        lines = [_markdown(list(table.columns)), _markdown(["---"] * len(table.columns))]
         lines += [_markdown(row) for row in table.itertuples(index=False)]
         return "\n".join(lines) + f"\n\n{caption(comparison)}\n"
     if form == "latex":

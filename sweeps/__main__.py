@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.stats import smallest_detectable_difference
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from analysis.stats import smallest_detectable_difference
 from sweeps.spec import PRESETS, Sweep, find_sweep, flat, load_sweep, shipped_sweeps
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from guided.data import Dataset, load_dataset
 
 from guided.config import Config, Data, content_id
+from guided.data import Dataset, load_dataset
 from guided.folds import Fold, make_folds
 from guided.growth import reaches_length
 from guided.guide import EmbeddingGuide, load_guide

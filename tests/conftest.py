@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from guided.data import Dataset, load_dataset
 
 from guided.config import Config, Data
+from guided.data import Dataset, load_dataset
 
 torch.set_num_threads(1)
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from guided.data import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guided.config import Folds
+from guided.data import Dataset
 from guided.folds import Fold, make_folds
 
 

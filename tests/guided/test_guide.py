@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from guided.synthetic import CLASSES
 
 from guided.config import GuidePoints
 from guided.guide import SHIPPED, load_guide, read_guide, shipped_guides
+from guided.synthetic import CLASSES
 
 NAMES = [cell.name for cell in CLASSES]
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from guided.data import Dataset
 
 from guided.config import Config
+from guided.data import Dataset
 from guided.folds import Fold, make_folds
 from guided.guide import EmbeddingGuide, load_guide
 from guided.train import Diverged, Epoch, FoldResult, run_fold
