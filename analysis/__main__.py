@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from mlflow.exceptions import MlflowException
 from rich.console import Console
 from rich.markup import escape
@@ -62,14 +63,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return OK if study.complete else INCOMPLETE
 
 
+# Left out one after the other where the terminal is too narrow; the page and the files have them all.
+DISPENSABLE = ("s/fold run", "p", "folds")
+
+
 def _print(comparison: Comparison, console: Console) -> None:
     """The table for a terminal: what is missing goes below it, for want of width."""
-    frame = shown(comparison)
+    frame = shown(comparison).drop(columns="missing", errors="ignore").rename(columns={"best epoch": "best\nepoch"})
+    if console.is_terminal:
+        for column in DISPENSABLE:
+            if _width(frame) > console.width:
+                frame = frame.drop(columns=column)
+    else:
+        console.width = max(console.width, _width(frame))
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in frame.columns.drop("missing", errors="ignore"):
-        table.add_column(column, no_wrap=True)
+    for column in frame.columns:
+        table.add_column(column, no_wrap=column != "variant", overflow="fold")
     styles = {"better": "green", "worse": "red", "incomplete": "yellow", "baseline": "bold"}
-    for entry in frame.drop(columns="missing", errors="ignore").to_dict("records"):
+    for entry in frame.to_dict("records"):
         table.add_row(*(escape(str(value)) for value in entry.values()), style=styles.get(entry["verdict"], ""))
     console.print()
     console.print(table)
@@ -80,6 +91,11 @@ def _print(comparison: Comparison, console: Console) -> None:
             )
     console.print(f"[dim]{escape(caption(comparison))}[/dim]")
     console.print(f"\n[bold]{escape(sentence(comparison))}[/bold]\n")
+
+
+def _width(frame: pd.DataFrame) -> int:
+    """Characters of a printed line, two between columns."""
+    return sum(max(map(len, [*column.split("\n"), *frame[column]])) + 2 for column in frame.columns) - 2
 
 
 if __name__ == "__main__":

@@ -113,7 +113,8 @@ class Augment(Strict):
     """Random changes of the training images; the paper gives none."""
 
     flips: bool = True
-    rotation: bool = True  # any angle
+    # any angle; quarter turns, which blur nothing: at few pixels the interpolation costs more than the angles bring
+    rotation: Literal["any", "quarter", "none"] = "any"
     stain: Annotated[float, Field(ge=0, lt=1)] = 0.05  # sd of a gain per colour channel
     light: Annotated[float, Field(ge=0, lt=1)] = 0.1  # sd of a gain common to the channels
 
