@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION = 1
 # Bumped by hand whenever a change makes the same configuration give another result; golden values in the tests tell.
@@ -31,6 +31,12 @@ class Strict(BaseModel):
     """Immutable, no unknown keys, no infinities, no silent casts between types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+
+def _to_default(model: Strict, *names: str) -> None:
+    """Reset options that mean nothing beside the others of a model that is just being made."""
+    for name in names:
+        object.__setattr__(model, name, type(model).model_fields[name].default)  # past the frozen __setattr__
 
 
 class Guide2D(Strict):
@@ -79,15 +85,43 @@ class GuidePoints(Strict):
 
 
 class Embedding(Strict):
-    """Length of the embedding and how it is reached (3.3)."""
+    """Length of the embedding and how it is reached (3.3).
+
+    `warmup` and `growing` are two switches: a warm-up trains guide2D in epochs 0-2 whatever the method, growing opens
+    the components one after the other (guided.growth tells the four combinations). Options without a meaning take
+    their defaults, so that equal variants share an id: `step` belongs to staged and plateau, `patience` to plateau,
+    `factor` to paper and literal (which are one rule at factor 1), all of them and `rule` to growing embeddings, and
+    an embedding of length 2 does not grow.
+    """
 
     length: Annotated[int, Field(ge=2)] = 64
-    warmup: bool = True  # epochs 0-2: n = 2 and guide2D, whatever the method
+    warmup: bool = True  # epochs 0-2: guide2D, whatever the method
     growing: bool = True
-    # `auto` reaches the length at 60 % of the epoch budget; the paper has 1, and 4 for 1024 (4.1)
+    # paper: "the first three epochs use guide2D" holds for every factor; literal: min(max(factor · epoch, 2), n_max);
+    # beyond the paper (section 5, "other curricula") staged and plateau multiply the length: evenly over the epochs,
+    # or whenever the validation score stalls
+    rule: Literal["paper", "literal", "staged", "plateau"] = "paper"
+    # components per epoch; `auto` reaches the length at 60 % of the epoch budget; the paper has 1, and 4 for 1024 (4.1)
     factor: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    # paper: "the first three epochs use guide2D" holds for every factor; literal: min(max(factor · epoch, 2), n_max)
-    rule: Literal["paper", "literal"] = "paper"
+    step: Annotated[int, Field(ge=2)] = 2  # the length is multiplied by it
+    # epochs without a better score that make a stall; `auto`: a run that stalls whenever it can has its length at 60 %
+    patience: Literal["auto"] | Count = "auto"
+
+    @model_validator(mode="after")
+    def _canonical(self) -> Self:
+        if self.length == 2:
+            object.__setattr__(self, "growing", False)
+        if not self.growing:
+            _to_default(self, "rule", "factor", "step", "patience")
+        if self.rule in ("paper", "literal"):
+            _to_default(self, "step", "patience")
+        else:
+            _to_default(self, "factor")
+        if self.rule == "staged":
+            _to_default(self, "patience")
+        if self.factor == 1:
+            _to_default(self, "rule")
+        return self
 
 
 class Backbone(Strict):
