@@ -22,6 +22,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 Frame = Literal["raw", "rescaled", "similarity", "affine", "centroid"]
+Transform = Literal["none", "shuffled", "polygon", "random", "tree"]
 Trunk = Literal[
     "densenet121", "densenet_small", "resnet10", "resnet18", "resnet50", "mobilenet_v3_small", "shufflenet_v2"
 ]
@@ -78,10 +79,21 @@ class GuidePoints(Strict):
 
     `file` is the name of a shipped guide, a path, or `auto`: the shipped guide that has a point for every class.
     The unit matters (norm term, UMAP's fixed steps): points are scaled so that the farthest lies at `radius`.
+    `transform` replaces the drawing by another one of the same classes and the same radius (guided.guide.transformed),
+    to ask what the expert's drawing is worth (section 5 names other guides as open). `seed` belongs to `shuffled` and
+    `random`; elsewhere it means nothing and becomes 0, so that equal variants share an id.
     """
 
     file: str = "auto"
     radius: Positive = 5.0
+    transform: Transform = "none"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _canonical(self) -> Self:
+        if self.transform not in ("shuffled", "random"):
+            _to_default(self, "seed")
+        return self
 
 
 class Embedding(Strict):
