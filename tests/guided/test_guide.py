@@ -90,6 +90,7 @@ def test_auto_tells_what_each_guide_lacks() -> None:
     [
         ("  a: {x: 0, y: 0}\n  b: {x: 0, y: 0}\n", "'a' and 'b' share the point"),
         ("  a: {x: 0, y: 1}\n  b: {x: 0, y: 2}\n", "every point has the same x"),
+        ("  a: {x: 0, y: 1}\n  b: {x: 1.0e-12, y: 2}\n", "every point has the same x"),
         ("  a: {x: 0, y: 1}\n  b: {x: .nan, y: 2}\n", "the point of 'b'"),
         ("  a: {x: 0, y: 1}\n  b: {x: one, y: 2}\n", "class 'b' has x = 'one'"),
         ("  a: {x: 0, y: 1}\n  b: {x: 1}\n", "class 'b' needs x and y"),
