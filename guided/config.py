@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 # Bumped by hand whenever a change makes the same configuration give another result; golden values in the tests tell.
@@ -32,12 +32,6 @@ class Strict(BaseModel):
     """Immutable, no unknown keys, no infinities, no silent casts between types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
-
-
-def _to_default(model: Strict, *names: str) -> None:
-    """Reset options that mean nothing beside the others of a model that is just being made."""
-    for name in names:
-        object.__setattr__(model, name, type(model).model_fields[name].default)  # past the frozen __setattr__
 
 
 class Guide2D(Strict):
@@ -80,8 +74,8 @@ class GuidePoints(Strict):
     `file` is the name of a shipped guide, a path, or `auto`: the shipped guide that has a point for every class.
     The unit matters (norm term, UMAP's fixed steps): points are scaled so that the farthest lies at `radius`.
     `transform` replaces the drawing by another one of the same classes and the same radius (guided.guide.transformed),
-    to ask what the expert's drawing is worth (section 5 names other guides as open). `seed` belongs to `shuffled` and
-    `random`; elsewhere it means nothing and becomes 0, so that equal variants share an id.
+    to ask what the expert's drawing is worth (section 5 names other guides as open); `seed` belongs to `shuffled` and
+    `random`.
     """
 
     file: str = "auto"
@@ -89,21 +83,18 @@ class GuidePoints(Strict):
     transform: Transform = "none"
     seed: Annotated[int, Field(ge=0)] = 0
 
-    @model_validator(mode="after")
-    def _canonical(self) -> Self:
-        if self.transform not in ("shuffled", "random"):
-            _to_default(self, "seed")
-        return self
+    @property
+    def idle(self) -> set[str]:
+        """Options that mean nothing beside the others and stay out of the id."""
+        return set() if self.transform in ("shuffled", "random") else {"seed"}
 
 
 class Embedding(Strict):
     """Length of the embedding and how it is reached (3.3).
 
     `warmup` and `growing` are two switches: a warm-up trains guide2D in epochs 0-2 whatever the method, growing opens
-    the components one after the other (guided.growth tells the four combinations). Options without a meaning take
-    their defaults, so that equal variants share an id: `step` belongs to staged and plateau, `patience` to plateau,
-    `factor` to paper and literal (which are one rule at factor 1), all of them and `rule` to growing embeddings, and
-    an embedding of length 2 does not grow.
+    the components one after the other (guided.growth tells the four combinations). `factor` belongs to the rules paper
+    and literal, which are one rule at factor 1; `step` to staged and plateau, `patience` to plateau.
     """
 
     length: Annotated[int, Field(ge=2)] = 64
@@ -119,21 +110,18 @@ class Embedding(Strict):
     # epochs without a better score that make a stall; `auto`: a run that stalls whenever it can has its length at 60 %
     patience: Literal["auto"] | Count = "auto"
 
-    @model_validator(mode="after")
-    def _canonical(self) -> Self:
+    @property
+    def idle(self) -> set[str]:
+        """Options that mean nothing beside the others and stay out of the id."""
         if self.length == 2:
-            object.__setattr__(self, "growing", False)
+            return {"growing", "rule", "factor", "step", "patience"}
         if not self.growing:
-            _to_default(self, "rule", "factor", "step", "patience")
-        if self.rule in ("paper", "literal"):
-            _to_default(self, "step", "patience")
-        else:
-            _to_default(self, "factor")
+            return {"rule", "factor", "step", "patience"}
+        if self.rule == "plateau":
+            return {"factor"}
         if self.rule == "staged":
-            _to_default(self, "patience")
-        if self.factor == 1:
-            _to_default(self, "rule")
-        return self
+            return {"factor", "patience"}
+        return {"step", "patience"} | ({"rule"} if self.factor == 1 else set())
 
 
 class Backbone(Strict):
@@ -205,8 +193,9 @@ class Config(Strict):
 
     @property
     def id(self) -> str:
-        """Twelve hex digits of the content; two variants that differ in nothing share it."""
-        return content_id({"schema": SCHEMA_VERSION, **self.model_dump(mode="json")})
+        """Twelve hex digits of the content; two variants that differ in nothing, or in idle options only, share it."""
+        told = self.model_dump(mode="json", exclude={"guide": self.guide.idle, "embedding": self.embedding.idle})
+        return content_id({"schema": SCHEMA_VERSION, **told})
 
 
 class Data(Strict):

@@ -44,7 +44,7 @@ def length_at(epoch: int, config: Embedding, epochs: int, past: Past = ()) -> in
     else, so a run that goes on from its records grows as if it had not stopped. Raises ValueError where `past` does
     not hold `epoch` entries.
     """
-    if not config.growing:
+    if not config.growing or config.length == 2:
         return 2 if is_warmup(epoch, config) else config.length
     if config.rule == "plateau":
         return _plateau(epoch, config, epochs, past)
@@ -102,7 +102,7 @@ def growth_patience(config: Embedding, epochs: int) -> int:
     """
     if config.patience != "auto":
         return config.patience
-    return max(1, (_full_at(epochs) - WARMUP_EPOCHS) // growths_needed(config) - 1)
+    return max(1, (_full_at(epochs) - WARMUP_EPOCHS) // max(growths_needed(config), 1) - 1)
 
 
 def is_warmup(epoch: int, config: Embedding) -> bool:
@@ -116,7 +116,7 @@ def reaches_length(config: Embedding, train: Train) -> bool | None:
     A plateau does not get there where even a stall at every chance is too slow, nor where early stopping has no more
     patience than growth: the run then ends at its first stall.
     """
-    if config.growing and config.rule == "plateau":
+    if config.growing and config.rule == "plateau" and config.length > 2:
         patience = growth_patience(config, train.epochs)
         earliest = WARMUP_EPOCHS + growths_needed(config) * (patience + 1)
         return None if earliest < train.epochs and patience < train.patience else False

@@ -54,6 +54,7 @@ def test_a_seed_in_the_base_of_a_sweep_over_guides_means_nothing_to_the_expert_d
     )
     shared = {variant.config.id for variant in one.variants} & {variant.config.id for variant in other.variants}
     assert {v.varied["guide.transform"] for v in one.variants if v.config.id in shared} == {"none", "polygon", "tree"}
+    assert one.base_id != other.base_id, "two drawings called transform=random would meet in one table"
 
 
 def test_a_grid_over_seeds_that_nothing_draws_from_is_refused(tmp_path: Path) -> None:
