@@ -22,6 +22,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 Frame = Literal["raw", "rescaled", "similarity", "affine", "centroid"]
+Transform = Literal["none", "shuffled", "polygon", "random", "tree"]
 Trunk = Literal[
     "densenet121", "densenet_small", "resnet10", "resnet18", "resnet50", "mobilenet_v3_small", "shufflenet_v2"
 ]
@@ -72,22 +73,55 @@ class GuidePoints(Strict):
 
     `file` is the name of a shipped guide, a path, or `auto`: the shipped guide that has a point for every class.
     The unit matters (norm term, UMAP's fixed steps): points are scaled so that the farthest lies at `radius`.
+    `transform` replaces the drawing by another one of the same classes and the same radius (guided.guide.transformed),
+    to ask what the expert's drawing is worth (section 5 names other guides as open); `seed` belongs to `shuffled` and
+    `random`.
     """
 
     file: str = "auto"
     radius: Positive = 5.0
+    transform: Transform = "none"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def idle(self) -> set[str]:
+        """Options that mean nothing beside the others and stay out of the id."""
+        return set() if self.transform in ("shuffled", "random") else {"seed"}
 
 
 class Embedding(Strict):
-    """Length of the embedding and how it is reached (3.3)."""
+    """Length of the embedding and how it is reached (3.3).
+
+    `warmup` and `growing` are two switches: a warm-up trains guide2D in epochs 0-2 whatever the method, growing opens
+    the components one after the other (guided.growth tells the four combinations). `factor` belongs to the rules paper
+    and literal, which are one rule at factor 1; `step` to staged and plateau, `patience` to plateau.
+    """
 
     length: Annotated[int, Field(ge=2)] = 64
-    warmup: bool = True  # epochs 0-2: n = 2 and guide2D, whatever the method
+    warmup: bool = True  # epochs 0-2: guide2D, whatever the method
     growing: bool = True
-    # `auto` reaches the length at 60 % of the epoch budget; the paper has 1, and 4 for 1024 (4.1)
+    # paper: "the first three epochs use guide2D" holds for every factor; literal: min(max(factor · epoch, 2), n_max);
+    # beyond the paper (section 5, "other curricula") staged and plateau multiply the length: evenly over the epochs,
+    # or whenever the validation score stalls
+    rule: Literal["paper", "literal", "staged", "plateau"] = "paper"
+    # components per epoch; `auto` reaches the length at 60 % of the epoch budget; the paper has 1, and 4 for 1024 (4.1)
     factor: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    # paper: "the first three epochs use guide2D" holds for every factor; literal: min(max(factor · epoch, 2), n_max)
-    rule: Literal["paper", "literal"] = "paper"
+    step: Annotated[int, Field(ge=2)] = 2  # the length is multiplied by it
+    # epochs without a better score that make a stall; `auto`: a run that stalls whenever it can has its length at 60 %
+    patience: Literal["auto"] | Count = "auto"
+
+    @property
+    def idle(self) -> set[str]:
+        """Options that mean nothing beside the others and stay out of the id."""
+        if self.length == 2:
+            return {"growing", "rule", "factor", "step", "patience"}
+        if not self.growing:
+            return {"rule", "factor", "step", "patience"}
+        if self.rule == "plateau":
+            return {"factor"}
+        if self.rule == "staged":
+            return {"factor", "patience"}
+        return {"step", "patience"} | ({"rule"} if self.factor == 1 else set())
 
 
 class Backbone(Strict):
@@ -160,8 +194,9 @@ class Config(Strict):
 
     @property
     def id(self) -> str:
-        """Twelve hex digits of the content; two variants that differ in nothing share it."""
-        return content_id({"schema": SCHEMA_VERSION, **self.model_dump(mode="json")})
+        """Twelve hex digits of the content; two variants that differ in nothing, or in idle options only, share it."""
+        told = self.model_dump(mode="json", exclude={"guide": self.guide.idle, "embedding": self.embedding.idle})
+        return content_id({"schema": SCHEMA_VERSION, **told})
 
 
 class Data(Strict):

@@ -134,7 +134,8 @@ class _Run:
     def epoch(self) -> Epoch:
         """Train one epoch, score it on the validation cells, let the loss learn from the training embedding."""
         config, epoch = self.config, len(self.history)
-        length = length_at(epoch, config.embedding, config.train.epochs)
+        past = [(int(before["embedding/length"]), before["val/f1_macro"]) for before in self.history]
+        length = length_at(epoch, config.embedding, config.train.epochs, past)
         warmup = is_warmup(epoch, config.embedding)
         started = time.perf_counter()
         record: Epoch = {"epoch": float(epoch), "embedding/length": float(length)}

@@ -31,6 +31,58 @@ def length_paper(epoch: int, longest: int) -> int:
     return min(max(epoch, 2), longest)
 
 
+def length_growing(epoch: int, longest: int, factor: int) -> int:
+    """3.3 with 4.1's factor, the first three epochs kept at 2: the embedding opens `factor` components an epoch."""
+    length = 2
+    for now in range(epoch + 1):
+        if now > 2:
+            for _ in range(factor):
+                if length < longest:
+                    length += 1
+    return length
+
+
+def length_literal(epoch: int, longest: int, factor: int) -> int:
+    """3.3 with 4.1's factor before the epoch: n = min(max(factor · epoch, 2), n_max)."""
+    length = 0
+    for _ in range(epoch):
+        length += factor
+    if length < 2:
+        length = 2
+    return longest if length > longest else length
+
+
+def length_staged(epoch: int, longest: int, step: int, full_at: int) -> int:
+    """Lengths 2, 2·step, 2·step², …, n_max; the k-th of K growths falls on share k / K of the way from epoch 2 on."""
+    lengths = [2]
+    while lengths[-1] < longest:
+        lengths.append(min(lengths[-1] * step, longest))
+    now = 2
+    for k, length in enumerate(lengths):
+        if k > 0 and (epoch - 2) * (len(lengths) - 1) >= k * (full_at - 2):
+            now = length
+    return now
+
+
+def lengths_plateau(scores: list[float], longest: int, step: int, patience: int) -> list[int]:
+    """Length of each epoch 0 … len(scores): multiplied when no epoch of the last `patience` beat those before them.
+
+    Epochs 0-2 have length 2 and do not count; each new length starts counting anew.
+    """
+    lengths, best, waited = [], None, 0
+    length = 2
+    for epoch in range(len(scores) + 1):
+        if best is not None and waited >= patience and length < longest:
+            length, best, waited = min(length * step, longest), None, 0
+        lengths.append(length)
+        if epoch >= 3 and epoch < len(scores):
+            if best is None or scores[epoch] > best:
+                best, waited = scores[epoch], 0
+            else:
+                waited += 1
+    return lengths
+
+
 def low_pass(previous: np.ndarray, fresh: np.ndarray, alpha: float) -> np.ndarray:
     """Eq. 1, the previous guide padded with zeros where the embedding has grown."""
     result = np.zeros(fresh.shape)
