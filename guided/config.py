@@ -104,8 +104,8 @@ class Embedding(Strict):
     # beyond the paper (section 5, "other curricula") staged and plateau multiply the length: evenly over the epochs,
     # or whenever the validation score stalls
     rule: Literal["paper", "literal", "staged", "plateau"] = "paper"
-    # components per epoch; `auto` reaches the length at 60 % of the epoch budget; the paper has 1, and 4 for 1024 (4.1)
-    factor: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    # components per epoch; `paper`: 1, and 4 from length 1024 on (4.1); `auto` reaches the length at 60 % of the budget
+    factor: Literal["auto", "paper"] | Annotated[int, Field(ge=1)] = "auto"
     step: Annotated[int, Field(ge=2)] = 2  # the length is multiplied by it
     # epochs without a better score that make a stall; `auto`: a run that stalls whenever it can has its length at 60 %
     patience: Literal["auto"] | Count = "auto"
@@ -121,7 +121,8 @@ class Embedding(Strict):
             return {"factor"}
         if self.rule == "staged":
             return {"factor", "patience"}
-        return {"step", "patience"} | ({"rule"} if self.factor == 1 else set())
+        single = self.factor == 1 or (self.factor == "paper" and self.length < 1024)
+        return {"step", "patience"} | ({"rule"} if single else set())
 
 
 class Backbone(Strict):

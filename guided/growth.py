@@ -76,9 +76,11 @@ def _full_at(epochs: int) -> int:
 def growth_factor(config: Embedding, epochs: int) -> int:
     """Components opened per epoch by the rules paper and literal.
 
-    `auto` is the smallest factor that reaches the full length at 60 % of the budget of `epochs`; the paper uses 1, and
-    4 for length 1024 (4.1).
+    `auto` is the smallest factor that reaches the full length at 60 % of the budget of `epochs`; `paper` is 1, and 4
+    from length 1024 on (4.1).
     """
+    if config.factor == "paper":
+        return 4 if config.length >= 1024 else 1
     if config.factor != "auto":
         return config.factor
     if config.rule == "literal":

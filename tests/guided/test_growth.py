@@ -312,3 +312,10 @@ class TestIds:
             )
         ]
         assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize(("length", "factor"), [(2, 1), (64, 1), (256, 1), (1023, 1), (1024, 4)])
+def test_the_papers_factor_is_one_and_four_at_1024(length: int, factor: int) -> None:
+    config = Embedding(length=length, factor="paper")
+    assert growth_factor(config, 1000) == factor
+    assert length_at(10, config, 1000) == min(2 + factor * 8, length)

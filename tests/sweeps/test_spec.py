@@ -129,7 +129,7 @@ def test_every_sweep_resolves_under_every_preset(name: str, preset: str) -> None
 def test_the_paper_preset_is_the_papers_protocol() -> None:
     config = load_sweep("ablation_lowpass", preset="paper").variants[0].config
     assert config.backbone.name == "densenet121" and config.train.patience == 256
-    assert config.embedding.factor == 1 and config.validation.classifier == "grid"
+    assert config.embedding.factor == "paper" and config.validation.classifier == "grid"
     assert config.loss.name == "guide_umap" and config.loss.frame == "raw"
     assert config.train.learning_rate == 1e-3 and config.train.balance == "none"
 
