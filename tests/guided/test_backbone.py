@@ -57,7 +57,7 @@ def test_open_from_the_start_it_is_torch_adam(decay: float) -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Linear(4, 3), nn.Linear(4, 3)
     theirs.load_state_dict(ours.state_dict())
-    a = SlicedAdam(ours, lr=0.01, weight_decay=decay)
+    a = SlicedAdam(ours.parameters(), lr=0.01, weight_decay=decay)
     b = torch.optim.Adam(theirs.parameters(), lr=0.01, weight_decay=decay)
     x = torch.randn(16, 4)
     for _ in range(20):
@@ -70,7 +70,7 @@ def test_open_from_the_start_it_is_torch_adam(decay: float) -> None:
 
 def test_a_row_that_opens_late_takes_the_steps_of_a_fresh_adam() -> None:
     head = nn.Linear(1, 2, bias=False)
-    optimizer = SlicedAdam(head, lr=0.1)
+    optimizer = SlicedAdam(head.parameters(), lr=0.1)
     gradients = [0.5, -0.2, 0.1, 0.7]
     start = head.weight[1, 0].item()
     optimizer.open_rows = 1
