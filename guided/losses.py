@@ -11,7 +11,7 @@ loss, and a batch is an unbiased sample of the weighted loss of all training cel
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -257,17 +257,17 @@ def soften(distances: np.ndarray, beta: float) -> np.ndarray:
     return weight / weight.sum(1, keepdims=True)
 
 
-def lineage_distances(guide: EmbeddingGuide) -> np.ndarray:
-    """Steps (C, C) between the classes along the lineage tree: 0 on the diagonal, at least 1 elsewhere.
+def lineage_distances(lineages: Sequence[str], stages: Sequence[float]) -> np.ndarray:
+    """Stages (C, C) one passes between the classes along the lineage tree: chains that leave the root, stage 0.
 
-    The tree is one chain of stages per lineage, joined at stage 0, and each class hangs from its stage by an edge of
-    1/2: within a lineage 1 + |difference of the stages|, between lineages 1 + the sum of the stages. A guide without
-    stages gives 1 everywhere: plain label smoothing.
+    Within a lineage the difference of the stages, between lineages their sum. Two classes at one place of the tree are
+    as far apart as the nearest two that are not, or 1: a guide without stages gives plain label smoothing.
     """
-    stages, lineages = np.array(guide.stages), np.array(guide.lineages)
-    within = np.abs(stages[:, None] - stages[None, :])
-    between = stages[:, None] + stages[None, :]
-    steps = 1 + np.where(lineages[:, None] == lineages[None, :], within, between)
+    names, depth = np.array(lineages), np.array(stages, dtype=np.float64)
+    depth = depth - min(0.0, depth.min())
+    within, between = np.abs(depth[:, None] - depth[None, :]), depth[:, None] + depth[None, :]
+    steps = np.where(names[:, None] == names[None, :], within, between)
+    steps = np.where(steps > 0, steps, steps[steps > 0].min() if steps.any() else 1.0)
     np.fill_diagonal(steps, 0.0)
     return steps
 
@@ -497,7 +497,7 @@ class HierarchicalCrossEntropyLoss(CrossEntropyLoss):
         super().__init__(options, setting)
         guide = setting.guide
         if options.over == "lineage":
-            distances = lineage_distances(guide)
+            distances = lineage_distances(guide.lineages, guide.stages)
         else:
             distances = np.linalg.norm(guide.points[:, None] - guide.points[None, :], axis=2)
         self._soft = torch.as_tensor(soften(distances, options.beta), dtype=torch.float32, device=setting.device)

@@ -196,22 +196,22 @@ def test_softened_labels_are_their_equation(beta: float) -> None:
 
 def test_lineage_distances_count_the_steps_of_the_marrow() -> None:
     guide = read_guide(SHIPPED / "marrow.yaml")
-    steps = lineage_distances(guide)
+    steps = lineage_distances(guide.lineages, guide.stages)
 
     def between(a: str, b: str) -> float:
         return float(steps[guide.classes.index(a), guide.classes.index(b)])
 
     assert between("myelocyte", "myelocyte") == 0
-    assert between("myelocyte", "metamyelocyte") == 2  # one stage, and an edge of 1/2 at either end
-    assert between("promyelocyte", "segmented_neutrophil") == 5
-    assert between("blast", "proerythroblast") == 2
-    assert between("segmented_neutrophil", "lymphocyte") == 1 + 5 + 4
+    assert between("myelocyte", "metamyelocyte") == 1
+    assert between("promyelocyte", "segmented_neutrophil") == 4
+    assert between("blast", "segmented_neutrophil") == 5
+    assert between("segmented_neutrophil", "lymphocyte") == 5 + 4
     assert np.array_equal(steps, steps.T)
 
 
-def test_a_guide_without_stages_smooths_all_labels_alike() -> None:
-    flat = EmbeddingGuide("flat", tuple("abcd"), GUIDE, tuple("abcd"), (0.0,) * 4)
-    assert np.array_equal(lineage_distances(flat), 1 - np.eye(4))
+def test_different_classes_are_never_at_distance_zero() -> None:
+    assert np.array_equal(lineage_distances(tuple("abcd"), (0.0,) * 4), 1 - np.eye(4)), "plain label smoothing"
+    assert lineage_distances(tuple("aaab"), (2.0, 2.0, 5.0, 2.0))[0].tolist() == [0, 3, 3, 4]
 
 
 def test_class_weights_are_inverse_frequencies_with_mean_one_over_the_cells() -> None:
