@@ -58,13 +58,77 @@ class GuideUMAP(Strict):
     engine: Literal["fast", "reference"] = "fast"  # reference: umap-learn's own fit and inverse_transform
 
 
-Loss = Annotated[Guide2D | GuideUMAP, Field(discriminator="name")]
+class Distance(Strict):
+    """Distance loss (3.2, eq. 2): distances between embeddings are drawn to the distances between the drawn points."""
+
+    name: Literal["distance"] = "distance"
+    distance: Literal["l1", "l2"] = "l1"  # of both pairs; eq. 2 has L1, section 5 names others as open
+    difference: Literal["absolute", "squared"] = "absolute"  # between the two distances
+    # plain: |d - D|; relative: |d - D| / D; scale_free: d and D are each divided by their mean over the batch
+    form: Literal["plain", "relative", "scale_free"] = "plain"
+
+
+class Triplet(Strict):
+    """Triplet loss, Euclidean, not normalised, mined inside the batch (4.1: "triplet-based hard sample mining")."""
+
+    name: Literal["triplet"] = "triplet"
+    mining: Literal["batch_hard", "semi_hard"] = "batch_hard"
+    margin: Positive = 0.2
+
+
+class CTL(Strict):
+    """Class-centre triplet loss (Lei et al. 2020), hardest samples inside the batch."""
+
+    name: Literal["ctl"] = "ctl"
+    margin: Positive = 0.2
+    # centre: "the means of all representation vectors of a single class as anchor points" (section 2); cell: the cell
+    # is the anchor, the class means are the positive and the negative, as the authors' later work words it
+    anchor: Literal["centre", "cell"] = "centre"
+
+
+class CE(Strict):
+    """Cross-entropy on one more fully connected layer behind the embedding (4.1)."""
+
+    name: Literal["ce"] = "ce"
+
+
+class SupCon(Strict):
+    """Supervised contrastive loss (Khosla et al. 2020, L_out) on the normalised embedding; beyond the paper."""
+
+    name: Literal["supcon"] = "supcon"
+    temperature: Positive = 0.1
+
+
+class Prototype(Strict):
+    """Learned class points (Yang et al. 2018): the guide's role without a drawing; beyond the paper."""
+
+    name: Literal["prototype"] = "prototype"
+    temperature: Positive = 1.0  # of the squared distances to the points
+    pull: NonNegative = 0.01  # weight of the squared distance to the cell's own point (centre loss)
+
+
+class HierarchicalCE(Strict):
+    """Cross-entropy with labels softened over related classes (Bertinetto et al. 2020); beyond the paper."""
+
+    name: Literal["hierarchical_ce"] = "hierarchical_ce"
+    over: Literal["lineage", "guide"] = "lineage"  # steps along the lineage tree, or distance of the drawn points
+    beta: NonNegative = 15.0  # 0: every class alike; infinity would be plain cross-entropy
+
+
+Loss = Annotated[
+    Guide2D | GuideUMAP | Distance | Triplet | CTL | CE | SupCon | Prototype | HierarchicalCE,
+    Field(discriminator="name"),
+]
 
 
 class Norm(Strict):
-    """Norm term (4.1.2): weight · mean ‖p‖ is added to the loss."""
+    """Norm term (4.1.2): weight · mean ‖p‖ is added to the loss.
 
-    weight: NonNegative = 0.001
+    `auto` is the paper's 0.001 for representation learning, the warm-up of every method included. Of cross-entropy the
+    paper says nothing: there it is 0.
+    """
+
+    weight: Literal["auto"] | NonNegative = "auto"
     kind: Literal["l2", "squared", "l1"] = "l2"
 
 
@@ -141,7 +205,12 @@ class Train(Strict):
     learning_rate: Positive = 1e-3
     weight_decay: NonNegative = 0.0
     schedule: Literal["constant", "cosine"] = "constant"  # cosine: to zero over the epoch budget; beyond the paper
-    balance: Literal["none", "sampler"] = "none"  # sampler: every class equally often; beyond the paper
+    # sampler: every class equally often; weights: each cell counts by the inverse frequency of its class; beyond the
+    # paper, and the norm term stays unweighted
+    balance: Literal["none", "sampler", "weights"] = "none"
+    # tf32: factors rounded to 10 bits of mantissa, sums in fp32; without CUDA the same as fp32. bf16: the trunk under
+    # autocast, 7 bits of mantissa; embedding head, loss and parameters stay fp32. Both change the result of a fold run.
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
 
 
 class Augment(Strict):

@@ -362,8 +362,11 @@ def _validate(model: type[Any], values: Mapping[str, Any]) -> Any:
 
 
 def _told(error: Any, prefix: str = "") -> str:
-    # The tag of a discriminated union stands in the location; it is no key a person wrote.
-    place = [str(part) for part in error["loc"] if str(part) not in loss_names()]
+    # The tag of a discriminated union stands in the location; it is no key a person wrote. (Only there: `distance` is
+    # the name of a loss and of an option.)
+    place = [str(part) for part in error["loc"]]
+    if place[0] == "loss":
+        del place[1:2]
     given = "" if error["type"] == "missing" else f" (given: {error['input']!r})"
     return f"{prefix}{'.'.join(place)}: {error['msg'].lower()}{given}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import exp, log, sqrt
 
 import numpy as np
 
@@ -24,6 +24,156 @@ def norm_penalty(p: np.ndarray, kind: str) -> float:
         squared = sum(value**2 for value in row)
         total += {"l2": sqrt(squared), "squared": squared, "l1": sum(abs(value) for value in row)}[kind]
     return total / len(p)
+
+
+def _between(a: np.ndarray, b: np.ndarray, distance: str) -> float:
+    if distance == "l1":
+        return sum(abs(x - y) for x, y in zip(a, b, strict=True))
+    return sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
+
+
+def distance_loss(
+    p: np.ndarray,
+    target: np.ndarray,
+    distance: str,
+    difference: str,
+    form: str,
+    floor: float = 1.0,
+    weights: list[float] | None = None,
+) -> float:
+    """Eq. 2: 2 / (b(b-1)) times the sum over i > j."""
+    b = len(p)
+    pairs = [(i, j) for i in range(b) for j in range(i)]
+    if not pairs:
+        return 0.0
+    d = {(i, j): _between(p[i], p[j], distance) for i, j in pairs}
+    wanted = {(i, j): _between(target[i], target[j], distance) for i, j in pairs}
+    if form == "scale_free":
+        mean_d, mean_wanted = sum(d.values()) / len(pairs), sum(wanted.values()) / len(pairs)
+        if mean_wanted == 0:
+            return 0.0
+        d = {pair: value / mean_d for pair, value in d.items()}
+        wanted = {pair: value / mean_wanted for pair, value in wanted.items()}
+    total = 0.0
+    for i, j in pairs:
+        value = d[i, j] - wanted[i, j]
+        if form == "relative":
+            value /= max(wanted[i, j], floor)
+        value = abs(value) if difference == "absolute" else value**2
+        total += value * (1.0 if weights is None else (weights[i] + weights[j]) / 2)
+    return 2 / (b * (b - 1)) * total
+
+
+def triplets(p: np.ndarray, labels: list[int], mining: str, margin: float) -> set[tuple[int, int, int]]:
+    """Every triplet of the batch looked at; ties would go to the first."""
+    b = len(p)
+    found = set()
+    for a in range(b):
+        positives = [i for i in range(b) if i != a and labels[i] == labels[a]]
+        negatives = [i for i in range(b) if labels[i] != labels[a]]
+        if mining == "batch_hard":
+            if positives and negatives:
+                far = max(positives, key=lambda i: _between(p[a], p[i], "l2"))
+                near = min(negatives, key=lambda i: _between(p[a], p[i], "l2"))
+                found.add((a, far, near))
+            continue
+        for i in positives:
+            for j in negatives:
+                if 0 < _between(p[a], p[j], "l2") - _between(p[a], p[i], "l2") <= margin:
+                    found.add((a, i, j))
+    return found
+
+
+def triplet_loss(
+    p: np.ndarray, labels: list[int], mining: str, margin: float, weights: list[float] | None = None
+) -> float:
+    """Mean over the mined triplets of the hinge, each weighed by its anchor."""
+    found = triplets(p, labels, mining, margin)
+    total = 0.0
+    for a, i, j in found:
+        hinge = max(0.0, _between(p[a], p[i], "l2") - _between(p[a], p[j], "l2") + margin)
+        total += hinge * (1.0 if weights is None else weights[a])
+    return total / len(found) if found else 0.0
+
+
+def class_centre_triplet_loss(
+    p: np.ndarray, labels: list[int], margin: float, anchor: str, class_weight: dict[int, float] | None = None
+) -> float:
+    """Lei et al. 2020: class means of the batch as anchors, or as positives and negatives of each cell."""
+    present = sorted(set(labels))
+    if len(present) < 2:
+        return 0.0
+    members = {c: [p[i] for i in range(len(p)) if labels[i] == c] for c in present}
+    centres = {c: [sum(x[k] for x in members[c]) / len(members[c]) for k in range(p.shape[1])] for c in present}
+    terms = []
+    for c in present:
+        if anchor == "centre":
+            far = max(_between(centres[c], x, "l2") for x in members[c])
+            near = min(_between(centres[c], x, "l2") for other in present if other != c for x in members[other])
+            terms.append((c, far - near + margin))
+        else:
+            for x in members[c]:
+                near = min(_between(x, centres[other], "l2") for other in present if other != c)
+                terms.append((c, _between(x, centres[c], "l2") - near + margin))
+    weight = class_weight or dict.fromkeys(present, 1.0)
+    return sum(weight[c] * max(0.0, value) for c, value in terms) / len(terms)
+
+
+def cross_entropy(logits: np.ndarray, targets: np.ndarray, weights: list[float] | None = None) -> float:
+    """Mean over the batch; targets (B, C) are shares."""
+    total = 0.0
+    for i, (row, target) in enumerate(zip(logits, targets, strict=True)):
+        norm = sum(exp(value) for value in row)
+        value = -sum(t * log(exp(x) / norm) for t, x in zip(target, row, strict=True))
+        total += value * (1.0 if weights is None else weights[i])
+    return total / len(logits)
+
+
+def supervised_contrastive_loss(
+    p: np.ndarray, labels: list[int], temperature: float, weights: list[float] | None = None
+) -> float:
+    """Khosla et al. 2020, eq. 2, over the cells that have a partner."""
+    z = [row / sqrt(sum(value**2 for value in row)) for row in p]
+
+    def closeness(i: int, j: int) -> float:
+        return exp(sum(x * y for x, y in zip(z[i], z[j], strict=True)) / temperature)
+
+    terms = []
+    for i in range(len(p)):
+        partners = [j for j in range(len(p)) if j != i and labels[j] == labels[i]]
+        if partners:
+            norm = sum(closeness(i, a) for a in range(len(p)) if a != i)
+            value = -sum(log(closeness(i, j) / norm) for j in partners) / len(partners)
+            terms.append(value * (1.0 if weights is None else weights[i]))
+    return sum(terms) / len(terms) if terms else 0.0
+
+
+def prototype_loss(
+    p: np.ndarray,
+    points: np.ndarray,
+    labels: list[int],
+    temperature: float,
+    pull: float,
+    weights: list[float] | None = None,
+) -> float:
+    """Yang et al. 2018: softmax over negative squared distances, and the squared distance to the own point."""
+    total = 0.0
+    for i, (x, label) in enumerate(zip(p, labels, strict=True)):
+        squared = [_between(x, point, "l2") ** 2 for point in points]
+        norm = sum(exp(-value / temperature) for value in squared)
+        value = -log(exp(-squared[label] / temperature) / norm) + pull * squared[label]
+        total += value * (1.0 if weights is None else weights[i])
+    return total / len(p)
+
+
+def soften(distances: np.ndarray, beta: float) -> np.ndarray:
+    """Bertinetto et al. 2020, eq. 4."""
+    longest = max(value for row in distances for value in row)
+    rows = []
+    for row in distances:
+        shares = [exp(-beta * value / longest) for value in row]
+        rows.append([share / sum(shares) for share in shares])
+    return np.array(rows)
 
 
 def length_paper(epoch: int, longest: int) -> int:

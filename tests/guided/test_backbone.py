@@ -95,7 +95,7 @@ def test_open_from_the_start_it_is_torch_adam(decay: float) -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Linear(4, 3), nn.Linear(4, 3)
     theirs.load_state_dict(ours.state_dict())
-    a = SlicedAdam(ours, lr=0.01, weight_decay=decay)
+    a = SlicedAdam(ours.parameters(), lr=0.01, weight_decay=decay)
     b = torch.optim.Adam(theirs.parameters(), lr=0.01, weight_decay=decay)
     x = torch.randn(16, 4)
     for _ in range(20):
@@ -120,7 +120,7 @@ def test_every_row_takes_the_steps_of_a_fresh_adam_from_its_opening_on(
     with torch.no_grad():
         for p in head.parameters():
             p.copy_(torch.from_numpy(rng.normal(size=p.shape)))
-    optimizer = SlicedAdam(head, lr=0.05, weight_decay=decay)
+    optimizer = SlicedAdam(head.parameters(), lr=0.05, weight_decay=decay)
     start = torch.column_stack([head.weight, head.bias[:, None]]).detach().double().numpy().copy()  # (6, 3)
     gradients = rng.normal(size=(len(growths), 6, 3)).astype(np.float32)
     open_rows, opened = 2, [0, 0]
