@@ -115,7 +115,7 @@ def _fingerprint(images: np.ndarray, classes: Sequence[str], table: dict[str, np
         digest.update(column.encode())
         digest.update(content_id(values.tolist(), 64).encode() if values.dtype.kind == "U" else values.tobytes())
     for start in range(0, len(images), 256):
-        digest.update(images[start : start + 256].tobytes())
+        digest.update(np.ascontiguousarray(images[start : start + 256]).data)
     return digest.hexdigest()[:16]
 
 
