@@ -55,15 +55,15 @@ def _read_only(images: np.ndarray) -> Tensor:
 
 
 def channel_statistics(images: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sd (3,) of the channels over the cells `rows`, from exact sums in blocks."""
-    total, squared, count = np.zeros(3), np.zeros(3), 0
-    for start in range(0, len(rows), 512):
-        block = images[rows[start : start + 512]].reshape(-1, 3).astype(np.float64)
-        total += block.sum(0)
-        squared += np.einsum("ij,ij->j", block, block)
-        count += len(block)
-    mean = total / count
-    variance = squared / count - mean**2
+    """Mean and sd (3,) of the channels of images uint8 (N, H, W, 3) over the cells `rows`, from exact counts."""
+    counts = np.zeros((3, 256), dtype=np.int64)
+    for start in range(0, len(rows), 64):
+        block = images[rows[start : start + 64]].reshape(-1, 3)
+        counts += [np.bincount(block[:, channel], minlength=256) for channel in range(3)]
+    grey = np.arange(256)
+    share = counts / counts.sum(1, keepdims=True)
+    mean = share @ grey
+    variance = np.sum(share * (grey - mean[:, None]) ** 2, axis=1)
     return mean, np.sqrt(np.maximum(variance, 1.0))  # a blank channel keeps a scale of one grey level
 
 
@@ -77,19 +77,20 @@ def augmented(batch: Tensor, config: Augment, rng: np.random.Generator) -> Tenso
     size = len(batch)
     mirrored = rng.random(size) < 0.5 if config.flips else np.zeros(size, dtype=bool)
     if config.rotation == "any":
-        batch = _rotated(batch, rng.uniform(0, 2 * pi, size), mirrored)
+        batch = rotated(batch, rng.uniform(0, 2 * pi, size), mirrored)
     elif config.rotation == "quarter":
-        batch = _turned(batch, rng.integers(0, 4, size), mirrored)
-    elif config.flips:
-        batch = _turned(batch, 2 * rng.integers(0, 2, size), mirrored)  # half a turn of a mirror image: the other flip
+        batch = quarter_turned(batch, rng.integers(0, 4, size), mirrored)
+    elif config.flips:  # left to right and top to bottom: together half a turn
+        batch = quarter_turned(batch, 2 * rng.integers(0, 2, size), mirrored)
     gain = 1 + config.stain * rng.standard_normal((size, 3, 1, 1))
     shift = config.light * rng.standard_normal((size, 1, 1, 1)) + config.stain * rng.standard_normal((size, 3, 1, 1))
     changed = batch * torch.from_numpy(gain).to(batch) + torch.from_numpy(shift).to(batch)
     return changed.contiguous(memory_format=torch.channels_last)
 
 
-def _rotated(batch: Tensor, angle: np.ndarray, mirrored: np.ndarray) -> Tensor:
-    """Images turned by angle (B,), radians, and mirrored left to right where asked; bilinear."""
+def rotated(batch: Tensor, angle: np.ndarray, mirrored: np.ndarray) -> Tensor:
+    """Square images (B, 3, H, H), each turned counter-clockwise by `angle` (B,) radians, bilinearly, and then mirrored
+    left to right where `mirrored` (B,). Corners that a rotation turns in are filled by reflection."""
     theta = np.zeros((len(batch), 2, 3), dtype=np.float32)
     theta[:, 0, 0], theta[:, 0, 1] = np.cos(angle) * np.where(mirrored, -1, 1), -np.sin(angle)
     theta[:, 1, 0], theta[:, 1, 1] = np.sin(angle) * np.where(mirrored, -1, 1), np.cos(angle)
@@ -97,8 +98,8 @@ def _rotated(batch: Tensor, angle: np.ndarray, mirrored: np.ndarray) -> Tensor:
     return F.grid_sample(batch, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def _turned(batch: Tensor, turns: np.ndarray, mirrored: np.ndarray) -> Tensor:
-    """Images turned by turns (B,) quarters and mirrored left to right where asked, pixel for pixel."""
+def quarter_turned(batch: Tensor, turns: np.ndarray, mirrored: np.ndarray) -> Tensor:
+    """The same pixel for pixel, by `turns` (B,) in 0..3 quarters."""
     out = torch.empty_like(batch)
     for quarter in range(4):
         for mirror in (False, True):

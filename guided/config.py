@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 # Bumped by hand whenever a change makes the same configuration give another result; golden values in the tests tell.
@@ -240,12 +240,20 @@ class Validation(Strict):
     classifier: Literal["centroid", "knn", "grid"] = "grid"
 
 
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    # Sorted: the order in which groups are named changes nothing, so it must not change the id.
+    return tuple(sorted(set(names)))
+
+
 class Folds(Strict):
     """Cross-validation (4.1): `auto` keeps regions together where they are known, else patients, else single cells."""
 
     count: Annotated[int, Field(ge=2)] = 5
     group: Literal["auto", "region", "patient", "none"] = "auto"
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.125
+    validation_group: Literal["cell", "group"] = "cell"  # group: whole regions or patients validate; beyond the paper
+    # Regions or patients that no fold touches; a winner is judged there. "patient=1" where "1" names a region as well.
+    holdout: Annotated[tuple[str, ...], AfterValidator(_each_once)] = ()
 
 
 class Config(Strict):
@@ -272,9 +280,10 @@ class Config(Strict):
 class Data(Strict):
     """Where the cells come from and how they become squares of `size` pixels.
 
-    `source` is `synthetic`, a manifest (.csv) or a MedMNIST file (.npz). One scale holds for the whole set: `field`
-    source pixels become `size` pixels, then centre crop or padding; size is diagnostic, so nothing is stretched to fit.
-    `field` None takes the median of the images' longer sides.
+    `source` is `synthetic`, a MedMNIST file (.npz) or a manifest (.csv) with the columns path and label (an image a
+    cell) or image, x, y and label (centres in px of larger images, id if they have names). One scale holds for the
+    whole set: `field` source pixels become `size` pixels, then centre crop or padding; size is diagnostic, so nothing
+    is stretched to fit. `field` None takes the median of the images' longer sides; with centres it must be given.
     """
 
     source: str = "synthetic"

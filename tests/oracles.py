@@ -268,3 +268,15 @@ def adam_row(gradients: list[float], start: float, lr: float, decay: float = 0.0
         value -= lr * (m / (1 - 0.9**t)) / (sqrt(v / (1 - 0.999**t)) + 1e-8)
         values.append(value)
     return values
+
+
+def imbalance(counts: list[list[int]], shares: list[float]) -> float:
+    """Root of the mean over parts of (q - 1)², q a part's cells over those it should hold: half from the mean over the
+    classes that occur, half from the sizes. `counts` by part and class."""
+    classes = [c for c in range(len(counts[0])) if sum(part[c] for part in counts) > 0]
+    cells = sum(sum(part) for part in counts)
+    total = 0.0
+    for part, share in zip(counts, shares, strict=True):
+        by_class = [(part[c] / (share * sum(other[c] for other in counts)) - 1) ** 2 for c in classes]
+        total += 0.5 * sum(by_class) / len(classes) + 0.5 * (sum(part) / (share * cells) - 1) ** 2
+    return sqrt(total / len(counts))
