@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis.runs import default_uri, load_study
+from analysis.stats import ROPE
 from analysis.tables import FORMATS, Comparison, caption, compare, render, sentence, shown
 
 OK, INCOMPLETE, WRONG = 0, 1, 2
@@ -35,6 +36,12 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--out", default="runs", type=Path, help="folder the sweep wrote to (default: runs)")
         command.add_argument("--uri", help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else OUT/mlflow.db)")
         command.add_argument("--study", help="id of a study (default: the one started last)")
+        command.add_argument(
+            "--rope",
+            type=float,
+            default=ROPE,
+            help="differences within ± ROPE are practically none (default: %(default)s)",
+        )
         if name == "table":
             command.add_argument("--format", choices=FORMATS, default="text", help="default: text")
     return top
@@ -47,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = Path(given.name).stem if given.name.endswith((".yaml", ".yml")) else given.name
     try:
         study = load_study(given.uri or default_uri(given.out), name, given.study)
-        comparison = compare(study)
+        comparison = compare(study, given.rope)
         if given.command == "table":
             sys.stdout.write(render(comparison, given.format))
         else:
@@ -68,7 +75,13 @@ def _print(comparison: Comparison, console: Console) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in frame.columns.drop("missing", errors="ignore"):
         table.add_column(column, no_wrap=True)
-    styles = {"better": "green", "worse": "red", "incomplete": "yellow", "baseline": "bold"}
+    styles = {
+        "better": "green",
+        "worse": "red",
+        "incomplete": "yellow",
+        "baseline": "bold",
+        "practically equal": "cyan",
+    }
     for entry in frame.drop(columns="missing", errors="ignore").to_dict("records"):
         table.add_row(*(escape(str(value)) for value in entry.values()), style=styles.get(entry["verdict"], ""))
     console.print()

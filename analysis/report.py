@@ -71,6 +71,9 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
     if comparison.detectable is not None:
         told = f"{comparison.detectable:.3f} at the 5 % level with 80 % power, from the differences seen here"
         facts.append(("smallest difference this design detects", told))
+    if comparison.needed is not None:
+        told = f"{comparison.needed:.1f} times these, patients and regions as well as cells"
+        facts.append((f"data needed to detect a difference of {comparison.rope:g}", told))
     return facts
 
 

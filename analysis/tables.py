@@ -8,12 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.runs import FINISHED, StudyRuns, VariantInfo
+from analysis.runs import FINISHED, LENGTH_LIMIT, StudyRuns, VariantInfo
 from analysis.stats import (
+    ROPE,
     Difference,
+    Posterior,
     average_seeds,
     corrected_t,
+    data_needed,
     holm,
+    posterior,
     smallest_detectable_difference,
     verdict,
 )
@@ -28,9 +32,10 @@ COLUMNS = (
     "low",
     "high",
     "p",
+    "p_equal",
     "verdict",
     "best_epoch",
-    "length",
+    "best_length",
     "seconds",
     "missing",
 )
@@ -43,42 +48,51 @@ class Comparison:
 
     `frame` has one row per variant, in the order of the sweep file: variant, mean and sd (ddof 1) of the metric over
     folds with seeds averaged first, folds, difference to the baseline with its 95 % interval low..high (corrected
-    resampled t), p (two-sided, Holm over all comparisons with the baseline), verdict (baseline, better, worse,
-    undecided, identical, incomplete), best_epoch (median, from 0), length (median, at the best epoch), seconds (mean
-    of a fold run), missing (which fold runs there are not, and why). What is not known is NaN.
+    resampled t), p (two-sided, Holm over all comparisons with the baseline), p_equal (posterior probability that the
+    difference is practically none), verdict (baseline, one of analysis.stats.verdict, incomplete, not comparable),
+    best_epoch (median, from 0), best_length (median of the effective length at the best epoch), seconds (mean of a
+    fold run), missing (which fold runs there are not, and why). What is not known is NaN.
     """
 
     study: StudyRuns
     frame: pd.DataFrame
+    rope: float  # differences within ± rope are practically none
     ratio: float | None  # n_test / n_train, averaged over fold runs
     detectable: float | None  # smallest difference that this design finds in 80 % of cases
+    needed: float | None  # how many times the data a difference of rope would need
 
     @property
     def baseline(self) -> str:
         return self.study.baseline.label
 
 
-def compare(study: StudyRuns) -> Comparison:
-    """Compare every variant of a study with its baseline."""
+def compare(study: StudyRuns, rope: float = ROPE) -> Comparison:
+    """Compare every variant of a study with its baseline; differences within ± `rope` are practically none."""
     finished = study.frame[study.frame["status"] == FINISHED]
     ratio = None
     if len(finished):
         ratio = float((finished[schema.TEST_CELLS] / finished[schema.TRAIN_CELLS]).mean())
     scores = {variant.label: _scores(study, variant) for variant in study.variants}
     base = scores[study.baseline.label]
-    differences: dict[str, Difference] = {}
+    found: dict[str, tuple[Difference, Posterior]] = {}
     for variant in study.variants:
         own = scores[variant.label]
         if variant.baseline or own is None or base is None or own.keys() != base.keys() or len(own) < 2:
             continue
         assert ratio is not None  # there are scores, hence finished fold runs
-        differences[variant.label] = corrected_t([own[fold] - base[fold] for fold in base], ratio)
-    # The family is every comparison that was planned: one that could not be made counts as undecided.
+        paired = [own[fold] - base[fold] for fold in base]
+        found[variant.label] = corrected_t(paired, ratio), posterior(paired, ratio, rope)
+    # The family is every comparison that was planned: one that could not be made counts as inconclusive.
     others = [variant.label for variant in study.variants if not variant.baseline]
-    corrected = holm([differences[label].p if label in differences else 1.0 for label in others])
+    corrected = holm([found[label][0].p if label in found else 1.0 for label in others])
     p_values = dict(zip(others, corrected, strict=True))
-    rows = [_row(study, variant, scores[variant.label], differences, p_values) for variant in study.variants]
-    return Comparison(study, pd.DataFrame(rows, columns=list(COLUMNS)), ratio, _detectable(scores, base, ratio))
+    rows = [_row(study, variant, scores[variant.label], found, p_values) for variant in study.variants]
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    sd = _typical_sd(scores, base)
+    if base is None or ratio is None or sd is None:
+        return Comparison(study, frame, rope, ratio, None, None)
+    design = (len(base), ratio, sd)
+    return Comparison(study, frame, rope, ratio, smallest_detectable_difference(*design), data_needed(rope, *design))
 
 
 def _of(study: StudyRuns, variant: VariantInfo) -> pd.DataFrame:
@@ -94,27 +108,26 @@ def _scores(study: StudyRuns, variant: VariantInfo) -> dict[tuple[int, int], flo
     return average_seeds(dict(zip(places, rows[study.metric], strict=True)))
 
 
-def _detectable(
-    scores: dict[str, dict[tuple[int, int], float] | None],
-    base: dict[tuple[int, int], float] | None,
-    ratio: float | None,
+def _typical_sd(
+    scores: dict[str, dict[tuple[int, int], float] | None], base: dict[tuple[int, int], float] | None
 ) -> float | None:
-    """From the median sd of the paired differences that were seen."""
-    if base is None or ratio is None or len(base) < 2:
+    """Median sd of the paired differences that were seen; variants that differ alike in every fold say nothing."""
+    if base is None or len(base) < 2:
         return None
     seen = [
         float(np.std([own[fold] - base[fold] for fold in base], ddof=1))
         for own in scores.values()
         if own is not None and own is not base and own.keys() == base.keys()
     ]
-    return smallest_detectable_difference(len(base), ratio, float(np.median(seen))) if seen else None
+    seen = [sd for sd in seen if sd > 1e-12]
+    return float(np.median(seen)) if seen else None
 
 
 def _row(
     study: StudyRuns,
     variant: VariantInfo,
     scores: dict[tuple[int, int], float] | None,
-    differences: dict[str, Difference],
+    found: dict[str, tuple[Difference, Posterior]],
     p_values: dict[str, float],
 ) -> dict[str, object]:
     rows = _of(study, variant)
@@ -129,13 +142,13 @@ def _row(
         row["mean"] = float(np.mean(values))
         row["sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
         row["verdict"] = "baseline" if variant.baseline else "not comparable"
-    if variant.label in differences:
-        found = differences[variant.label]
-        row |= {"difference": found.mean, "low": found.low, "high": found.high, "p": p_values[variant.label]}
-        row["verdict"] = verdict(found, p_values[variant.label])
+    if variant.label in found:
+        (difference, equal), p = found[variant.label], p_values[variant.label]
+        row |= {"difference": difference.mean, "low": difference.low, "high": difference.high, "p": p}
+        row |= {"p_equal": equal.inside, "verdict": verdict(difference, p, equal)}
     if len(done):
         row["best_epoch"] = float(done[schema.BEST_EPOCH].median())
-        row["length"] = float(done[schema.BEST_LENGTH].median())
+        row["best_length"] = float(done[schema.BEST_LENGTH].median())
         row["seconds"] = float(done[schema.SECONDS].mean())
     return row
 
@@ -166,15 +179,18 @@ def sentence(comparison: Comparison) -> str:
             listed = ", ".join(f"{row['variant']} ({interval(row)})" for _, row in rows.iterrows())
             verb = "is" if len(rows) == 1 else "are"
             told.append(f"{listed} {verb} {word} than the baseline {base} in {metric}.")
-    undecided = int((others["verdict"] == "undecided").sum())
-    if undecided:
-        which = "No variant" if not told else f"The other {undecided}" if undecided > 1 else "The other one"
-        rest = "differs" if which == "No variant" else "do not differ" if undecided > 1 else "does not differ"
-        told.append(f"{which} {rest} from {base} in {metric} beyond what {_folds(frame)} folds can tell.")
+    equal = others[others["verdict"] == "practically equal"]["variant"].tolist()
+    if equal:
+        told.append(f"Practically equal to {base}, within ± {comparison.rope:g}: {', '.join(equal)}.")
+    open_ones = others[others["verdict"] == "inconclusive"]["variant"].tolist()
+    if open_ones:
+        which = ", ".join(open_ones) if len(open_ones) <= 3 else f"{len(open_ones)} variants"
+        which = "no variant can" if len(open_ones) == len(others) else f"{which} cannot"
+        told.append(f"Inconclusive: over {_folds(frame)} folds {which} be told from the baseline {base} in {metric}.")
         if comparison.detectable is not None:
             told.append(
-                f"A true difference under about {comparison.detectable:.3f} would probably have gone unseen: more "
-                "cells, not more folds, would decide."
+                f"One comparison of this design finds a true difference of {comparison.detectable:.3f} in 80 % of "
+                "cases, a smaller one less often: more data, not more folds, would decide."
             )
     unable = others[others["verdict"].isin(["incomplete", "not comparable"])]["variant"].tolist()
     if unable:
@@ -200,9 +216,11 @@ def caption(comparison: Comparison) -> str:
     if comparison.ratio is not None:
         told.append(
             f"Difference to {comparison.baseline}, fold by fold, with its 95 % interval by the corrected resampled t "
-            f"(n_test/n_train = {comparison.ratio:.3f}); p after Holm over {len(frame) - 1} comparisons."
+            f"(n_test/n_train = {comparison.ratio:.3f}), not widened for the number of comparisons; p after Holm over "
+            f"{len(frame) - 1}; practically equal: within ± {comparison.rope:g} with 95 % posterior probability "
+            "(correlated t)."
         )
-    told.append("Best epoch and length: medians; epochs count from 0.")
+    told.append("Best epoch, and effective length there of the length allowed: medians; epochs count from 0.")
     return " ".join(told)
 
 
@@ -238,12 +256,20 @@ def shown(comparison: Comparison) -> pd.DataFrame:
         "p": [number(p, ".3f") for p in frame["p"]],
         "verdict": frame["verdict"].tolist(),
         "best epoch": [number(value, "g") for value in frame["best_epoch"]],
-        "length": [number(value, "g") for value in frame["length"]],
+        "length": [
+            _length(best, variant)
+            for best, variant in zip(frame["best_length"], comparison.study.variants, strict=True)
+        ],
         "s/fold run": [number(value, ".1f") for value in frame["seconds"]],
     }
     if (frame["missing"] != "").any():
         columns["missing"] = frame["missing"].tolist()
     return pd.DataFrame(columns)
+
+
+def _length(best: float, variant: VariantInfo) -> str:
+    """14/64: effective at the best epoch, and allowed."""
+    return "–" if pd.isna(best) else f"{best:g}/{variant.parameters[LENGTH_LIMIT]}"
 
 
 def per_class(study: StudyRuns) -> pd.DataFrame:
