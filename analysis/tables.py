@@ -333,17 +333,18 @@ LATEX = str.maketrans(
 
 
 def _latex(table: pd.DataFrame, told: str) -> str:
+    """A table for the package booktabs."""
     body = [" & ".join(str(cell).translate(LATEX) for cell in row) + r" \\" for row in table.itertuples(index=False)]
     return "\n".join(
         [
             r"\begin{table}",
             rf"\caption{{{told.translate(LATEX)}}}",
             rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}",
-            r"\hline",
+            r"\toprule",
             " & ".join(column.translate(LATEX) for column in table.columns) + r" \\",
-            r"\hline",
+            r"\midrule",
             *body,
-            r"\hline",
+            r"\bottomrule",
             r"\end{tabular}",
             r"\end{table}",
             "",
