@@ -7,8 +7,8 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
 from recorded import SCORES, Recorded, write_study
 
 from analysis.__main__ import main
@@ -79,10 +79,12 @@ def test_the_figure_draws_what_the_frame_holds(whole: Recorded) -> None:
     comparison = compare(load_study(whole.uri, "radius"))
     figure = comparison_figure(comparison)
     left, right = figure.axes
-    drawn = {round(float(x), 6) for line in left.lines for x in np.atleast_1d(line.get_xdata())}
-    assert {score for scores in SCORES.values() for score in scores} | {0.75, 0.7} <= drawn
-    points = [float(line.get_xdata()[0]) for line in right.lines if len(line.get_xdata()) == 1]
-    assert pytest.approx(0.05) in points
+    dots = [part for part in left.collections if isinstance(part, PathCollection)]
+    assert [tuple(row.get_offsets()[:, 0]) for row in dots] == list(SCORES.values())
+    assert [float(line.get_xdata()[0]) for line in left.lines] == pytest.approx([0.75, 0.7, 0.7])
+    ends = [bar.lines[2][0].get_segments()[0][:, 0] for bar in right.containers]
+    assert ends[0] == pytest.approx([0.0363175, 0.0636825], abs=1e-7) and len(ends) == 2
+    assert [text.get_text() for text in right.texts] == ["better", "baseline", "inconclusive"]
     assert [label.get_text() for label in left.get_yticklabels()] == list(SCORES)
     plt.close(figure)
 
