@@ -93,9 +93,9 @@ def posterior(differences: Sequence[float], ratio: float, rope: float = ROPE) ->
         return Posterior(0.0, 1.0, 0.0)
     if error == 0:
         return Posterior(0.5, 0.0, 0.5)
-    student = stats.t(len(values) - 1, loc=mean, scale=error)
-    below, above = float(student.cdf(-rope)), float(student.sf(rope))
-    return Posterior(below, float(student.cdf(rope)) - below, above)
+    below = float(stats.t.cdf((-rope - mean) / error, len(values) - 1))
+    above = float(stats.t.sf((rope - mean) / error, len(values) - 1))
+    return Posterior(below, max(0.0, 1 - below - above), above)
 
 
 def _checked(differences: Sequence[float], ratio: float) -> np.ndarray:
