@@ -14,7 +14,7 @@ from rich.table import Table
 
 from analysis.runs import default_uri, load_study
 from analysis.stats import ROPE
-from analysis.tables import FORMATS, Comparison, caption, compare, render, sentence, shown
+from analysis.tables import FORMATS, Comparison, caption, compare, render, render_by_method, sentence, shown
 
 OK, INCOMPLETE, WRONG = 0, 1, 2
 
@@ -44,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
         )
         if name == "table":
             command.add_argument("--format", choices=FORMATS, default="text", help="default: text")
+            command.add_argument(
+                "--by-method", action="store_true", help="methods by length, beside the paper's Table 1"
+            )
     return top
 
 
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         study = load_study(given.uri or default_uri(given.out), name, given.study)
         comparison = compare(study, given.rope)
         if given.command == "table":
-            sys.stdout.write(render(comparison, given.format))
+            sys.stdout.write((render_by_method if given.by_method else render)(comparison, given.format))
         else:
             _print(comparison, console)
             from analysis.report import write_report  # matplotlib is slow to import

@@ -12,7 +12,16 @@ import pandas as pd
 
 from analysis.figures import comparison_figure, save
 from analysis.runs import FINISHED
-from analysis.tables import Comparison, caption, per_class, render, sentence
+from analysis.tables import (
+    Comparison,
+    caption,
+    is_by_method,
+    methods_caption,
+    per_class,
+    render,
+    render_by_method,
+    sentence,
+)
 
 STYLE = """
 :root { color-scheme: light; --ink: #1d1d1f; --faint: #6b6b70; --line: #d8d8dc; --accent: #0072B2; }
@@ -31,8 +40,9 @@ img { max-width: 100%; height: auto; } svg { max-width: 100%; height: auto; } fo
 
 
 def write_report(comparison: Comparison, folder: Path) -> Path:
-    """Write report.html, report.md, comparison.csv, comparison.tex, comparison.svg and comparison.pdf into `folder`;
-    returns the page. Files are replaced one by one, each whole."""
+    """Write report.html, report.md, comparison.csv, comparison.tex, comparison.svg and comparison.pdf into `folder`,
+    and methods.tex where variants differ in loss and length; returns the page. Files are replaced one by one, each
+    whole."""
     folder.mkdir(parents=True, exist_ok=True)
     figure = comparison_figure(comparison)
     try:
@@ -50,6 +60,8 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         "comparison.csv": render(comparison, "csv"),
         "comparison.tex": render(comparison, "latex"),
     }
+    if is_by_method(comparison.study):
+        texts["methods.tex"] = render_by_method(comparison, "latex")
     for name, text in texts.items():
         temporary = folder / f".writing-{os.getpid()}"
         temporary.write_text(text, encoding="utf-8")
@@ -115,6 +127,10 @@ def _page(comparison: Comparison, svg: str) -> str:
         f'<p class="caption">{escape(caption(comparison))}</p>',
         f'<div class="wide">{svg}</div>',
     ]
+    if is_by_method(study):
+        parts.append("<h2>Methods by embedding length</h2>")
+        parts.append(f'<div class="wide">{render_by_method(comparison, "html")}</div>')
+        parts.append(f'<p class="caption">{escape(methods_caption(comparison))}</p>')
     missing, notes = _missing(comparison), _notes(comparison)
     if missing:
         parts.append('<h2 class="bad">Missing fold runs</h2>')
@@ -141,6 +157,8 @@ def _markdown(comparison: Comparison) -> str:
         render(comparison, "markdown").rstrip(),
         "![comparison](comparison.svg)",
     ]
+    if is_by_method(study):
+        parts.append("## Methods by embedding length\n\n" + render_by_method(comparison, "markdown").rstrip())
     missing, notes = _missing(comparison), _notes(comparison)
     if missing:
         parts.append("## Missing fold runs\n\n" + "\n".join(f"- {line}" for line in missing))

@@ -30,7 +30,8 @@ LARGEST = 1.7e308
 
 FINISHED, ABSENT = "finished", "absent"
 
-LENGTH_LIMIT = "embedding.length"  # the parameter that the effective length is shown beside
+# Parameters of a variant that tables are made by.
+LOSS, LENGTH_LIMIT, GROWING, WARM_UP = "loss.name", "embedding.length", "embedding.growing", "embedding.warmup"
 
 # What every finished fold run has recorded, beside the metric that its sweep is about.
 NEEDED = (schema.TRAIN_CELLS, schema.TEST_CELLS, schema.BEST_EPOCH, schema.BEST_LENGTH, schema.SECONDS)

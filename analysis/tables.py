@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.runs import FINISHED, LENGTH_LIMIT, StudyRuns, VariantInfo
+from analysis.paper import TABLE_1
+from analysis.runs import FINISHED, GROWING, LENGTH_LIMIT, LOSS, WARM_UP, StudyRuns, VariantInfo
 from analysis.stats import (
     ROPE,
     Difference,
@@ -272,6 +273,90 @@ def _length(best: float, variant: VariantInfo) -> str:
     return "–" if pd.isna(best) else f"{best:g}/{variant.parameters[LENGTH_LIMIT]}"
 
 
+# --- method by length, the shape of the paper's Table 1 --------------------------------------------------------------
+
+MARKS = {"better": " ↑", "worse": " ↓", "practically equal": " ≈", "identical": " =", "baseline": " (baseline)"}
+
+
+def is_by_method(study: StudyRuns) -> bool:
+    """Whether the variants differ in loss and in embedding length, so that they make a table of methods."""
+    return all(len({variant.parameters[key] for variant in study.variants}) > 1 for key in (LOSS, LENGTH_LIMIT))
+
+
+def by_method(comparison: Comparison) -> pd.DataFrame:
+    """A row per variant: method, length, mean, sd, verdict as in `comparison.frame`, paper_mean and paper_sd of the
+    paper's Table 1 (NaN where the paper has no such cell).
+
+    A method is a loss with what else sets variants apart beside the length. Raises ValueError where the variants do
+    not differ in loss and length.
+    """
+    study = comparison.study
+    if not is_by_method(study):
+        raise ValueError(f"the variants of {study.sweep} do not differ in both {LOSS} and {LENGTH_LIMIT}")
+    rows: list[dict[str, object]] = []
+    for variant, (_, row) in zip(study.variants, comparison.frame.iterrows(), strict=True):
+        length = int(variant.parameters[LENGTH_LIMIT])
+        mean, sd = _in_paper(variant).get(length, (np.nan, np.nan))
+        rows.append(
+            {"method": _method(variant), "length": length}
+            | {key: row[key] for key in ("variant", "mean", "sd", "verdict")}
+            | {"paper_mean": mean, "paper_sd": sd}
+        )
+    return pd.DataFrame(rows)
+
+
+def _method(variant: VariantInfo) -> str:
+    """ce, ce growing, triplet growing without warm-up, guide_umap growing lowpass=0.6."""
+    growing, warm_up = (variant.parameters[key] == "true" for key in (GROWING, WARM_UP))
+    words = [variant.parameters[LOSS]]
+    if GROWING in variant.varied or WARM_UP in variant.varied:
+        words += ["growing"] * growing
+        words += ["without warm-up"] * (growing and not warm_up) + ["with warm-up"] * (warm_up and not growing)
+    told = (LOSS, LENGTH_LIMIT, GROWING, WARM_UP)
+    words += [f"{key.rsplit('.', 1)[-1]}={value}" for key, value in variant.varied.items() if key not in told]
+    return " ".join(words)
+
+
+def _in_paper(variant: VariantInfo) -> dict[int, tuple[float, float]]:
+    """The paper's row of a variant's method. There growing and warm-up go together; guide2D knows no warm-up."""
+    loss, growing, warm_up = variant.parameters[LOSS], variant.parameters[GROWING], variant.parameters[WARM_UP]
+    if growing != warm_up and loss != "guide2d":
+        return {}
+    return TABLE_1.get((loss, growing == "true"), {})
+
+
+def shown_by_method(comparison: Comparison) -> pd.DataFrame:
+    """`by_method` as text: methods down, lengths across, ours above the paper's, marked by verdict."""
+    frame = by_method(comparison)
+    lengths = sorted(frame["length"].unique())
+    rows: list[dict[str, str]] = []
+    for method, cells in frame.groupby("method", sort=False):
+        doubled = cells[cells["length"].duplicated()]
+        if len(doubled):
+            raise ValueError(f"two variants are {method} at length {doubled.iloc[0]['length']}; tell them apart")
+        here, paper = {"method": method, "from": "here"}, {"method": "", "from": "paper"}
+        for length in lengths:
+            here[str(length)] = paper[str(length)] = ""
+        for _, cell in cells.iterrows():
+            label = str(cell["length"])
+            mark = MARKS.get(cell["verdict"], "")
+            here[label] = "incomplete" if pd.isna(cell["mean"]) else score(cell) + mark
+            if not pd.isna(cell["paper_mean"]):
+                paper[label] = f"{cell['paper_mean']:.3f} ± {cell['paper_sd']:.3f}"
+        rows += [here, paper] if any(paper[str(length)] for length in lengths) else [here]
+    return pd.DataFrame(rows)
+
+
+def methods_caption(comparison: Comparison) -> str:
+    """How to read the table of methods."""
+    return (
+        f"{comparison.study.metric} by embedding length: mean ± sd over {_folds(comparison.frame)} folds on "
+        f"{comparison.study.data}; ↑ better, ↓ worse than the baseline, ≈ practically equal, = identical to "
+        "it, no mark: not decided. Paper: Table 1 of Gräbel et al., on their data and folds: the order can be "
+        "compared, the values cannot."
+    )
+
+
 def per_class(study: StudyRuns) -> pd.DataFrame:
     """Mean over finished fold runs of the F1 of each class (rows), per variant (columns). A class that a fold's test
     cells lack is left out of that fold's mean; a variant with missing fold runs has no column."""
@@ -288,15 +373,25 @@ def render(comparison: Comparison, form: str) -> str:
     """The table in one of FORMATS; csv has full precision and one row per variant."""
     if form == "csv":
         return comparison.frame.to_csv(index=False)
-    table = shown(comparison)
+    return _rendered(shown(comparison), caption(comparison), form)
+
+
+def render_by_method(comparison: Comparison, form: str) -> str:
+    """The table of methods in one of FORMATS; csv is `by_method` at full precision."""
+    if form == "csv":
+        return by_method(comparison).to_csv(index=False)
+    return _rendered(shown_by_method(comparison), methods_caption(comparison), form)
+
+
+def _rendered(table: pd.DataFrame, told: str, form: str) -> str:
     if form == "text":
-        return f"{_aligned(table)}\n\n{caption(comparison)}\n"
+        return f"{_aligned(table)}\n\n{told}\n"
     if form == "markdown":
         lines = [_markdown(list(table.columns)), _markdown(["---"] * len(table.columns))]
         lines += [_markdown(row) for row in table.itertuples(index=False)]
-        return "\n".join(lines) + f"\n\n{caption(comparison)}\n"
+        return "\n".join(lines) + f"\n\n{told}\n"
     if form == "latex":
-        return _latex(table, caption(comparison))
+        return _latex(table, told)
     if form == "html":
         return table.to_html(index=False, border=0, classes="comparison")
     raise ValueError(f"no table format {form!r}; there are {', '.join(FORMATS)}")
@@ -325,6 +420,9 @@ LATEX = str.maketrans(
         "}": r"\}",
         "\\": r"\textbackslash{}",
         "±": r"$\pm$",
+        "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$",
+        "≈": r"$\approx$",
         "–": "--",
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",

@@ -60,7 +60,7 @@ def write_study(
     """One parent per variant, one child per fold and seed, by the names of sweeps.schema.
 
     `scores` holds a score per fold (seed s adds s / 100); `bad` (variant, fold) -> (status, reason) what did not end;
-    `classes` the F1 of each class, the same in all fold runs.
+    `classes` the F1 of each class, the same in all fold runs; `parameters` what sets a variant apart, by its label.
     """
     client = MlflowClient(tracking_uri=uri)
     name = schema.experiment_name(sweep, data)
@@ -80,13 +80,15 @@ def write_study(
     }
     recorded = Recorded(uri, {})
     for order, (variant, folds) in enumerate(scores.items()):
-        params = {"embedding.length": "64", **(parameters or {}).get(variant, {})}
+        switches = {"embedding.growing": "true", "embedding.warmup": "true"}
+        params = {"loss.name": "guide2d", "embedding.length": "64", **switches, **(parameters or {}).get(variant, {})}
         key, _, value = variant.partition("=")
+        varied = (parameters or {}).get(variant) or {f"guide.{key}": value}
         own = {
             **common,
             schema.VARIANT: variant,
             schema.VARIANT_ID: f"id-{variant}",
-            schema.VARIED: json.dumps({f"guide.{key}": value}),
+            schema.VARIED: json.dumps(varied),
         }
         plan = [[0, fold, seed] for seed in seeds for fold in range(len(folds))]
         tags = {

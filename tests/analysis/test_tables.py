@@ -17,8 +17,21 @@ from hypothesis import strategies as st
 from recorded import SCORES, Recorded, copy_run, write_study
 
 from analysis.__main__ import main
+from analysis.paper import TABLE_1
+from analysis.report import write_report
 from analysis.runs import StudyRuns, VariantInfo, load_study
-from analysis.tables import COLUMNS, FORMATS, Comparison, caption, compare, per_class, render, sentence
+from analysis.tables import (
+    COLUMNS,
+    FORMATS,
+    Comparison,
+    by_method,
+    caption,
+    compare,
+    per_class,
+    render,
+    render_by_method,
+    sentence,
+)
 from sweeps import schema
 
 Captured = pytest.CaptureFixture[str]
@@ -165,6 +178,67 @@ def test_a_wider_rope_makes_more_variants_practically_equal(whole: Recorded) -> 
     wide = compare(study, rope=0.07)
     assert wide.frame["verdict"].tolist() == ["practically equal", "baseline", "practically equal"]
     assert sentence(wide) == "Practically equal to radius=5, within ± 0.07: radius=2, radius=8."
+
+
+# --- methods by length ----------------------------------------------------------------------------------------------
+
+# mean and sd by hand: (.50 + .54) / 2 ± .0283; the paper has no growing at length 2 and no CTL.
+BY_METHOD = """\
+method       from   2              64
+ce           here   0.520 ± 0.028  0.600 ± 0.141 (baseline)
+             paper  0.597 ± 0.012  0.716 ± 0.016
+ce growing   here                  0.600 ± 0.141 ≈
+             paper                 0.722 ± 0.017
+ctl growing  here                  incomplete
+
+test/f1_macro by embedding length: mean ± sd over 2 folds on marrow; ↑ better, ↓ worse than the baseline, ≈ \
+practically equal, = identical to it, no mark: not decided. Paper: Table 1 of Gräbel et al., on their data and folds: \
+the order can be compared, the values cannot.
+"""
+
+
+def test_methods_stand_beside_the_papers(uri: str, capsys: Captured, tmp_path: Path) -> None:
+    def method(loss: str, length: int, growing: bool) -> dict[str, str]:
+        grows = str(growing).lower()
+        return {
+            "loss.name": loss,
+            "embedding.length": str(length),
+            "embedding.growing": grows,
+            "embedding.warmup": grows,
+        }
+
+    parameters = {
+        "CE 2": method("ce", 2, False),
+        "CE 64": method("ce", 64, False),
+        "CE growing 64": method("ce", 64, True),
+        "CTL growing 64": method("ctl", 64, True),
+    }
+    scores = {"CE 2": (0.5, 0.54), "CE 64": (0.5, 0.7), "CE growing 64": (0.5001, 0.6999), "CTL growing 64": (0.4, 0.5)}
+    bad = {("CTL growing 64", 1): ("failed", "no space")}
+    write_study(uri, scores, baseline="CE 64", bad=bad, parameters=parameters)
+    assert main(["table", "radius", "--uri", uri, "--by-method"]) == 1
+    assert capsys.readouterr().out == BY_METHOD
+    comparison = compare(load_study(uri, "radius"))
+    frame = by_method(comparison)
+    assert frame["paper_mean"].tolist()[:3] == [0.597, 0.716, 0.722] and pd.isna(frame["paper_mean"][3])
+    assert pd.isna(frame["mean"][3]) and frame["length"].tolist() == [2, 64, 64, 64]
+    page = write_report(comparison, tmp_path)
+    assert render_by_method(comparison, "html") in page.read_text(encoding="utf-8")
+    assert r"0.600 $\pm$ 0.141 $\approx$" in (tmp_path / "methods.tex").read_text(encoding="utf-8")
+
+
+def test_variants_of_one_method_and_length_are_refused_a_table(whole: Recorded, capsys: Captured) -> None:
+    assert main(["table", "radius", "--uri", whole.uri, "--by-method"]) == 2
+    assert "the variants of radius do not differ in both loss.name and embedding.length" in capsys.readouterr().err
+
+
+def test_the_papers_table_is_method_mds() -> None:
+    """The best gains that the paper tells: growing CE +.021 at 1024, distance +.013 at 1024 (4.2)."""
+    gain = {key: TABLE_1["ce", True][key][0] - TABLE_1["ce", False][key][0] for key in (64, 256, 1024)}
+    assert max(gain.values()) == pytest.approx(0.021)
+    gain = {key: TABLE_1["distance", True][key][0] - TABLE_1["triplet", False][key][0] for key in (64, 256, 1024)}
+    assert max(gain.values()) == pytest.approx(0.013) and gain[256] < 0
+    assert sum(map(len, TABLE_1.values())) == 24
 
 
 # --- the command line -----------------------------------------------------------------------------------------------
