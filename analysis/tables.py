@@ -334,7 +334,7 @@ def shown_by_method(comparison: Comparison) -> pd.DataFrame:
         doubled = cells[cells["length"].duplicated()]
         if len(doubled):
             raise ValueError(f"two variants are {method} at length {doubled.iloc[0]['length']}; tell them apart")
-        here, paper = {"method": method, "from": "here"}, {"method": "", "from": "paper"}
+        here, paper = {"method": str(method), "from": "here"}, {"method": "", "from": "paper"}
         for length in lengths:
             here[str(length)] = paper[str(length)] = ""
         for _, cell in cells.iterrows():
