@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib
 
@@ -64,9 +65,18 @@ def comparison_figure(comparison: Comparison) -> Figure:
             _draw_difference(right, place, row, colour)
         left.set_yticks(range(count), frame["variant"].tolist())
         left.set_ylim(count - 0.4, -0.6)
-        left.set_xlabel(f"{metric}: fold runs (dots), mean (bar)")
-        right.set_xlabel(f"difference to {comparison.baseline}, 95 % interval; band: ± {comparison.rope:g}")
+        left.set_xlabel(metric)
+        right.set_xlabel(fill(f"difference to {comparison.baseline}", 45))
     return figure
+
+
+def figure_caption(comparison: Comparison) -> str:
+    """How to read comparison_figure."""
+    return (
+        "Left: every fold run (dots, folds from top to bottom; hollow where the variant lacks fold runs) and the mean "
+        "(bar). Right: difference on the same folds with its 95 % interval; in the band, ± "
+        f"{comparison.rope:g}, a difference is practically none."
+    )
 
 
 def _draw_difference(axis: Axes, place: int, row: pd.Series, colour: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from analysis.figures import comparison_figure, save
+from analysis.figures import comparison_figure, figure_caption, save
 from analysis.runs import FINISHED
 from analysis.tables import (
     Comparison,
@@ -21,6 +21,7 @@ from analysis.tables import (
     render,
     render_by_method,
     sentence,
+    shown,
 )
 
 STYLE = """
@@ -32,9 +33,9 @@ h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2.2
   padding: .3rem 0 .3rem 1rem; font-size: 1.08rem; margin: 0 0 1.6rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
-td:last-child { white-space: normal; } th { font-weight: 600; }
+th { font-weight: 600; }
 .caption, footer { color: var(--faint); font-size: .85rem; }
-img { max-width: 100%; height: auto; } svg { max-width: 100%; height: auto; } footer { margin-top: 3rem; }
+svg { max-width: 100%; min-width: 36rem; height: auto; } footer { margin-top: 3rem; }
 .bad { color: #b3261e; }
 """
 
@@ -114,6 +115,12 @@ def _class_table(comparison: Comparison) -> pd.DataFrame:
     return table.map(lambda value: "–" if pd.isna(value) else f"{value:.2f}").reset_index()
 
 
+def _html(comparison: Comparison) -> str:
+    """The table without the reasons for what is missing: the page lists them below, where there is room."""
+    table = shown(comparison).drop(columns="missing", errors="ignore")
+    return str(table.to_html(index=False, border=0, classes="comparison"))
+
+
 def _page(comparison: Comparison, svg: str) -> str:
     study = comparison.study
     parts = [
@@ -123,9 +130,10 @@ def _page(comparison: Comparison, svg: str) -> str:
         f"<h1>{escape(study.sweep)} on {escape(study.data)}</h1>",
         f'<p class="question">{escape(study.question)}</p>',
         f'<p class="verdict">{escape(sentence(comparison))}</p>',
-        f'<div class="wide">{render(comparison, "html")}</div>',
+        f'<div class="wide">{_html(comparison)}</div>',
         f'<p class="caption">{escape(caption(comparison))}</p>',
         f'<div class="wide">{svg}</div>',
+        f'<p class="caption">{escape(figure_caption(comparison))}</p>',
     ]
     if is_by_method(study):
         parts.append("<h2>Methods by embedding length</h2>")
@@ -156,6 +164,7 @@ def _markdown(comparison: Comparison) -> str:
         f"**{sentence(comparison)}**",
         render(comparison, "markdown").rstrip(),
         "![comparison](comparison.svg)",
+        figure_caption(comparison),
     ]
     if is_by_method(study):
         parts.append("## Methods by embedding length\n\n" + render_by_method(comparison, "markdown").rstrip())
