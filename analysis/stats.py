@@ -251,7 +251,9 @@ def cluster_bootstrap(
 
     It answers how the networks at hand compare on the next patient; the luck of training is not in it. Macro-F1 is
     taken over the classes that have a true cell in the resample. With few groups a percentile interval is too short:
-    its tails are moved out to Φ(-sqrt(G/(G-1)) t(G-1)) (the expanded percentile interval of Hesterberg 2015).
+    its tails are moved out to Φ(-sqrt(G/(G-1)) t(G-1)) (the expanded percentile interval of Hesterberg 2015). Even so
+    the nominal 95 % leave out the truth in 9 % of simulated cases with 6 groups, in 6 % with 13 (test_nulls.py): with
+    a handful of patients read the interval as too short.
     Raises ValueError for arrays that do not match, classes out of range, fewer than 5 groups, or too few resamples
     for the tails.
     """
