@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import exp, log, sqrt
+from itertools import permutations, product
+from math import atan, cos, exp, gamma, log, pi, sqrt
 
 import numpy as np
 
@@ -280,3 +281,77 @@ def imbalance(counts: list[list[int]], shares: list[float]) -> float:
         by_class = [(part[c] / (share * sum(other[c] for other in counts)) - 1) ** 2 for c in classes]
         total += 0.5 * sum(by_class) / len(classes) + 0.5 * (sum(part) / (share * cells) - 1) ** 2
     return sqrt(total / len(counts))
+
+
+# --- statistics -----------------------------------------------------------------------------------------------------
+
+
+def correlated_t(differences: list[float], rho: float, rope: float) -> tuple[float, float, float]:
+    """Corani & Benavoli (2015): Student t with k - 1 degrees of freedom, location the mean, scale² =
+    (1/k + rho/(1-rho)) · variance; its mass below, inside and above the rope, by numerical integration."""
+    k = len(differences)
+    mean = sum(differences) / k
+    variance = sum((value - mean) ** 2 for value in differences) / (k - 1)
+    scale = sqrt((1 / k + rho / (1 - rho)) * variance)
+
+    def mass_from_centre(t: float) -> float:
+        """P(0 < T < t), over the angle atan(T / sqrt(df)), where the density is a power of the cosine."""
+        df = k - 1
+        norm = gamma((df + 1) / 2) / (sqrt(pi) * gamma(df / 2))
+        steps = 500
+        width = atan(t / sqrt(df)) / steps
+        return sum(norm * cos((step + 0.5) * width) ** (df - 1) * width for step in range(steps))
+
+    below = 0.5 + mass_from_centre((-rope - mean) / scale)
+    up_to = 0.5 + mass_from_centre((rope - mean) / scale)
+    return below, up_to - below, 1 - up_to
+
+
+def benjamini_hochberg(p_values: list[float]) -> list[float]:
+    """Smallest over all p of this rank or a higher one of p · m / rank."""
+    m = len(p_values)
+    ordered = sorted(p_values)
+    corrected = []
+    for p in p_values:
+        candidates = [min(1.0, ordered[rank - 1] * m / rank) for rank in range(1, m + 1) if ordered[rank - 1] >= p]
+        corrected.append(min(candidates))
+    return corrected
+
+
+def cluster_differences(
+    true: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray, classes: int, draws: np.ndarray
+) -> list[float]:
+    """Difference in macro-F1 over the cells of the groups drawn, each as often as it was drawn."""
+    cells = [[i for i in range(len(true)) if groups[i] == group] for group in range(draws.shape[1])]
+    found = []
+    for draw in draws:
+        rows = [i for group, copies in enumerate(draw) for _ in range(copies) for i in cells[group]]
+        labels = true[rows].tolist()
+        found.append(macro_f1(labels, first[rows].tolist(), classes) - macro_f1(labels, second[rows].tolist(), classes))
+    return found
+
+
+def signed_rank_p(values: list[int]) -> float:
+    """Two-sided p of the signed-rank sum, by every assignment of signs; zeros dropped, tied ranks averaged."""
+    kept = [value for value in values if value != 0]
+    if not kept:
+        return 1.0
+    sizes = sorted(abs(value) for value in kept)
+    ranks = [sum(i + 1 for i, size in enumerate(sizes) if size == abs(v)) / sizes.count(abs(v)) for v in kept]
+    observed = sum(rank for rank, value in zip(ranks, kept, strict=True) if value > 0)
+    sums = [sum(r for r, sign in zip(ranks, signs, strict=True) if sign) for signs in product((0, 1), repeat=len(kept))]
+    above = sum(one >= observed - 1e-9 for one in sums) / len(sums)
+    under = sum(one <= observed + 1e-9 for one in sums) / len(sums)
+    return min(1.0, 2 * min(above, under))
+
+
+def friedman_p(scores: np.ndarray) -> float:
+    """Share of all assignments of ranks within data sets whose rank sums spread as much as those seen."""
+    sets, methods = scores.shape
+
+    def spread(rows: list[tuple[int, ...]]) -> int:
+        return sum(sum(row[method] for row in rows) ** 2 for method in range(methods))
+
+    seen = spread([tuple(sorted(row).index(value) for value in row) for row in scores.tolist()])
+    every = [spread(list(rows)) for rows in product(list(permutations(range(methods))), repeat=sets)]
+    return sum(one >= seen for one in every) / len(every)
