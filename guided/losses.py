@@ -4,8 +4,8 @@
 may learn from the epoch's training embedding; the loop knows nothing special of any of them.
 
 All functions return a mean over the batch. Where `weights` (B,) are given, cell i counts `weights[i]` times in it; the
-sum is still divided by the number of terms, so weights whose mean over the training cells is 1 leave the scale of the
-loss, and a batch is an unbiased sample of the weighted loss of all training cells.
+sum is still divided by the number of terms. Weights whose mean over the training cells is 1 then leave the scale of the
+loss, and where a loss has one term per cell, a batch is an unbiased sample of the weighted loss of all training cells.
 """
 
 from __future__ import annotations

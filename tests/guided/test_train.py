@@ -297,7 +297,7 @@ class TestEveryLoss:
         config = config.model_copy(
             update={"embedding": config.embedding.model_copy(update={"warmup": False, "growing": False})}
         )
-        with pytest.raises(Diverged, match="epoch 0: the training loss is nan"):
+        with pytest.raises(Diverged, match="epoch 0: the training loss is"):
             drive(few, config)
 
 
