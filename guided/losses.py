@@ -11,7 +11,7 @@ loss, and where a loss has one term per cell, a batch is an unbiased sample of t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from guided.config import CE, CTL, Distance, Guide2D, GuideUMAP, HierarchicalCE, Prototype, SupCon, Triplet
 from guided.guide import EmbeddingGuide
 from guided.inverse_umap import low_pass, pad_guide, refresh_guide
+from guided.metrics import lineage_distances
 
 # --- functions ------------------------------------------------------------------------------------------------------
 
@@ -255,21 +256,6 @@ def soften(distances: np.ndarray, beta: float) -> np.ndarray:
     """
     weight = np.exp(-beta * distances / distances.max())
     return weight / weight.sum(1, keepdims=True)
-
-
-def lineage_distances(lineages: Sequence[str], stages: Sequence[float]) -> np.ndarray:
-    """Stages (C, C) one passes between the classes along the lineage tree: chains that leave the root, stage 0.
-
-    Within a lineage the difference of the stages, between lineages their sum. Two classes at one place of the tree are
-    as far apart as the nearest two that are not, or 1: a guide without stages gives plain label smoothing.
-    """
-    names, depth = np.array(lineages), np.array(stages, dtype=np.float64)
-    depth = depth - min(0.0, depth.min())
-    within, between = np.abs(depth[:, None] - depth[None, :]), depth[:, None] + depth[None, :]
-    steps = np.where(names[:, None] == names[None, :], within, between)
-    steps = np.where(steps > 0, steps, steps[steps > 0].min() if steps.any() else 1.0)
-    np.fill_diagonal(steps, 0.0)
-    return steps
 
 
 def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:

@@ -28,7 +28,7 @@ from guided.folds import Fold
 from guided.growth import is_warmup, length_at
 from guided.guide import EmbeddingGuide
 from guided.losses import LOSSES, Guide2DLoss, LossObject, Setting, class_weights, norm_penalty
-from guided.metrics import accuracy, f1_per_class, macro_f1
+from guided.metrics import Cells, accuracy, evaluate, f1_per_class, macro_f1
 
 Epoch = dict[str, float]
 
@@ -291,13 +291,22 @@ class _Run:
             metrics["test/f1_macro_head"] = macro_f1(true, by_head, len(classes))
         per_class = zip(classes, f1_per_class(true, predicted, len(classes)), strict=True)
         metrics |= {f"test/f1/{name}": float(f1) for name, f1 in per_class if not np.isnan(f1)}
+        points = loss.points(length)
+        metrics |= evaluate(
+            self.guide,
+            Cells(train, labels[fold.train]),
+            Cells(self.embed(fold.validation, length), labels[fold.validation]),
+            Cells(test, true),
+            predicted,
+            points=points,
+            maturity=None if self.data.maturity is None else self.data.maturity[fold.test],
+        )
         for part in ("train", "embed", "validate", "refresh"):
             metrics[f"time/{part}_total"] = sum(epoch[f"time/{part}"] for epoch in self.history)
         metrics["time/final"] = time.perf_counter() - started
         metrics["time/total"] = metrics["time/final"] + sum(
             metrics[f"time/{part}_total"] for part in ("train", "embed", "validate", "refresh")
         )
-        points = loss.points(length)
         notes = list(fold.notes)
         if warmup:
             notes.append("best epoch lies in the warm-up")

@@ -54,6 +54,37 @@ TEST_F1 = "test/f1_macro"
 TEST_F1_HEAD = "test/f1_macro_head"  # absent where the best epoch lies in the warm-up: the head was not trained
 TEST_ACCURACY = "test/accuracy"
 TEST_F1_CLASS = "test/f1/"  # + class
+# over the lineages of the guide, in stages (guided.metrics)
+TEST_SEVERITY = "test/severity"
+TEST_MISTAKE_SEVERITY = "test/mistake_severity"  # over mistakes only
+TEST_LINEAGE_ACCURACY = "test/lineage_accuracy"
+TEST_MATURITY_ERROR = "test/maturity_error"  # over cells of the right lineage
+TEST_MATURITY_CELLS = "test/maturity_cells"  # how many those are
+TEST_MATURITY_CORRELATION = "test/maturity_correlation"
+TEST_TRUE_MATURITY_ERROR = "test/true_maturity_error"  # against the continuous maturity; synthetic data only
+TEST_TRUE_MATURITY_CORRELATION = "test/true_maturity_correlation"
+# confidence by distance to the class means of the training cells, and to the points of a guided loss
+TEMPERATURE = "confidence/temperature"
+TEST_ECE = "test/ece"
+TEST_AURC = "test/aurc"
+TEST_AURC_EXCESS = "test/aurc_excess"  # beyond a perfect order of the same mistakes
+GUIDE_TEMPERATURE = "confidence/guide_temperature"
+TEST_GUIDE_ECE = "test/guide_ece"
+TEST_GUIDE_AURC = "test/guide_aurc"
+TEST_GUIDE_AURC_EXCESS = "test/guide_aurc_excess"
+# shape of the test embedding (guided.geometry)
+SPREAD = "embedding/spread"
+CLASS_SPREAD = "embedding/class_spread/"  # + class
+EFFECTIVE_RANK = "embedding/effective_rank"
+SILHOUETTE = "embedding/silhouette"
+STRAIGHTNESS = "embedding/straightness"  # mean over lineages
+LINEAGE_STRAIGHTNESS = "embedding/lineage_straightness/"  # + lineage
+STAGE_ORDER = "embedding/order"  # mean over lineages
+LINEAGE_ORDER = "embedding/lineage_order/"  # + lineage
+# maturity read off the test embedding
+MATURITY_CORRELATION = "embedding/maturity_correlation"
+TRUE_MATURITY_CORRELATION = "embedding/true_maturity_correlation"
+TRUE_MATURITY_WITHIN_CLASS = "embedding/true_maturity_within_class"
 BEST_EPOCH = "best/epoch"
 BEST_LENGTH = "best/length"
 BEST_VAL_F1 = "best/val_f1_macro"

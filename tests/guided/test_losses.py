@@ -24,7 +24,6 @@ from guided.losses import (
     cross_entropy,
     distance_loss,
     guide_loss,
-    lineage_distances,
     mine_triplets,
     norm_penalty,
     prototype_loss,
@@ -32,6 +31,7 @@ from guided.losses import (
     supervised_contrastive_loss,
     triplet_loss,
 )
+from guided.metrics import lineage_distances
 
 GUIDE = np.array([[0.0, 0.0], [1.0, 2.0], [-3.0, 1.0], [2.0, -2.0]])
 DISTANCE_OPTIONS = [
