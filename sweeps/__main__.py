@@ -143,8 +143,9 @@ def _show_plan(study: Study, console: Console) -> None:
     detectable = smallest_detectable_difference(folds, study.test_train_ratio, PAPER_SD)
     grouped = study.folds[sweep.partitions[0]][0].grouped_by
     by = "single cell" if grouped == "none" else grouped
-    varied = flat(sweep.variants[0].varied)
+    varied = dict.fromkeys(key for variant in sweep.variants for key in flat(variant.varied))
     baseline = next(variant for variant in sweep.variants if variant.baseline)
+    lengths = ", ".join(map(str, sorted({variant.config.embedding.length for variant in sweep.variants})))
     console.print(f"[bold]{escape(sweep.name)}[/bold]  {escape(sweep.question)}", soft_wrap=True)
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
@@ -163,15 +164,14 @@ def _show_plan(study: Study, console: Console) -> None:
         ),
         (
             "training",
-            f"{first.backbone.name}, up to {first.train.epochs} epochs, embedding {first.embedding.length}, "
-            f"preset {sweep.preset}",
+            f"{first.backbone.name}, up to {first.train.epochs} epochs, embedding {lengths}, preset {sweep.preset}",
         ),
         ("resources", _resources(sweep)),
         ("disk", f"up to {_size(needed)} needed, {_size(free)} free in {study.out}"),
         (
             "precision",
-            f"differences under about {detectable:.3f} macro-F1 will probably stay undecided "
-            f"(5 % level, 80 % power, if fold differences vary by {PAPER_SD} as in the paper)",
+            f"a true difference of {detectable:.3f} macro-F1 is found in 80 % of cases, a smaller one less often "
+            f"(5 % level, if fold differences vary by {PAPER_SD} as in the paper)",
         ),
         ("time", "known after the first epochs" if done < len(study.fold_runs) else "nothing left to train"),
     ]
