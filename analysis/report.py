@@ -10,9 +10,19 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from analysis.figures import comparison_figure, save
+from analysis.figures import comparison_figure, figure_caption, save
 from analysis.runs import FINISHED
-from analysis.tables import Comparison, caption, per_class, render, sentence
+from analysis.tables import (
+    Comparison,
+    caption,
+    is_by_method,
+    methods_caption,
+    per_class,
+    render,
+    render_by_method,
+    sentence,
+    shown,
+)
 
 STYLE = """
 :root { color-scheme: light; --ink: #1d1d1f; --faint: #6b6b70; --line: #d8d8dc; --accent: #0072B2; }
@@ -23,16 +33,17 @@ h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2.2
   padding: .3rem 0 .3rem 1rem; font-size: 1.08rem; margin: 0 0 1.6rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
-td:last-child { white-space: normal; } th { font-weight: 600; }
+th { font-weight: 600; }
 .caption, footer { color: var(--faint); font-size: .85rem; }
-img { max-width: 100%; height: auto; } svg { max-width: 100%; height: auto; } footer { margin-top: 3rem; }
+svg { max-width: 100%; min-width: 36rem; height: auto; } footer { margin-top: 3rem; }
 .bad { color: #b3261e; }
 """
 
 
 def write_report(comparison: Comparison, folder: Path) -> Path:
-    """Write report.html, report.md, comparison.csv, comparison.tex, comparison.svg and comparison.pdf into `folder`;
-    returns the page. Files are replaced one by one, each whole."""
+    """Write report.html, report.md, comparison.csv, comparison.tex, comparison.svg and comparison.pdf into `folder`,
+    and methods.tex where variants differ in loss and length; returns the page. Files are replaced one by one, each
+    whole."""
     folder.mkdir(parents=True, exist_ok=True)
     figure = comparison_figure(comparison)
     try:
@@ -50,6 +61,8 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         "comparison.csv": render(comparison, "csv"),
         "comparison.tex": render(comparison, "latex"),
     }
+    if is_by_method(comparison.study):
+        texts["methods.tex"] = render_by_method(comparison, "latex")
     for name, text in texts.items():
         temporary = folder / f".writing-{os.getpid()}"
         temporary.write_text(text, encoding="utf-8")
@@ -71,6 +84,9 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
     if comparison.detectable is not None:
         told = f"{comparison.detectable:.3f} at the 5 % level with 80 % power, from the differences seen here"
         facts.append(("smallest difference this design detects", told))
+    if comparison.needed is not None:
+        told = f"{comparison.needed:.1f} times these, patients and regions as well as cells"
+        facts.append((f"data needed to detect a difference of {comparison.rope:g}", told))
     return facts
 
 
@@ -99,6 +115,12 @@ def _class_table(comparison: Comparison) -> pd.DataFrame:
     return table.map(lambda value: "–" if pd.isna(value) else f"{value:.2f}").reset_index()
 
 
+def _html(comparison: Comparison) -> str:
+    """The table without the reasons for what is missing: the page lists them below, where there is room."""
+    table = shown(comparison).drop(columns="missing", errors="ignore")
+    return str(table.to_html(index=False, border=0, classes="comparison"))
+
+
 def _page(comparison: Comparison, svg: str) -> str:
     study = comparison.study
     parts = [
@@ -108,10 +130,15 @@ def _page(comparison: Comparison, svg: str) -> str:
         f"<h1>{escape(study.sweep)} on {escape(study.data)}</h1>",
         f'<p class="question">{escape(study.question)}</p>',
         f'<p class="verdict">{escape(sentence(comparison))}</p>',
-        f'<div class="wide">{render(comparison, "html")}</div>',
+        f'<div class="wide">{_html(comparison)}</div>',
         f'<p class="caption">{escape(caption(comparison))}</p>',
         f'<div class="wide">{svg}</div>',
+        f'<p class="caption">{escape(figure_caption(comparison))}</p>',
     ]
+    if is_by_method(study):
+        parts.append("<h2>Methods by embedding length</h2>")
+        parts.append(f'<div class="wide">{render_by_method(comparison, "html")}</div>')
+        parts.append(f'<p class="caption">{escape(methods_caption(comparison))}</p>')
     missing, notes = _missing(comparison), _notes(comparison)
     if missing:
         parts.append('<h2 class="bad">Missing fold runs</h2>')
@@ -137,7 +164,10 @@ def _markdown(comparison: Comparison) -> str:
         f"**{sentence(comparison)}**",
         render(comparison, "markdown").rstrip(),
         "![comparison](comparison.svg)",
+        figure_caption(comparison),
     ]
+    if is_by_method(study):
+        parts.append("## Methods by embedding length\n\n" + render_by_method(comparison, "markdown").rstrip())
     missing, notes = _missing(comparison), _notes(comparison)
     if missing:
         parts.append("## Missing fold runs\n\n" + "\n".join(f"- {line}" for line in missing))

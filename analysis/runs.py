@@ -30,6 +30,12 @@ LARGEST = 1.7e308
 
 FINISHED, ABSENT = "finished", "absent"
 
+# Parameters of a variant that tables are made by.
+LOSS, LENGTH_LIMIT, GROWING, WARM_UP = "loss.name", "embedding.length", "embedding.growing", "embedding.warmup"
+
+# What every finished fold run has recorded, beside the metric that its sweep is about.
+NEEDED = (schema.TRAIN_CELLS, schema.TEST_CELLS, schema.BEST_EPOCH, schema.BEST_LENGTH, schema.SECONDS)
+
 
 @dataclass(frozen=True)
 class VariantInfo:
@@ -38,6 +44,7 @@ class VariantInfo:
     label: str
     id: str
     varied: dict[str, Any]  # dotted key: value, what sets it apart
+    parameters: dict[str, str]  # every dotted key of its configuration, as MLflow holds it
     baseline: bool
     planned: tuple[tuple[int, int, int], ...]  # (partition, fold, seed)
 
@@ -84,7 +91,8 @@ def load_study(uri: str, sweep: str, study: str | None = None) -> StudyRuns:
     """Read one study of `sweep`: the one named, else the one that was started last.
 
     Raises ValueError for a sweep or study that is not there (with the nearest name), and for a record that cannot be
-    trusted: two runs for one fold run, a metric that is not finite, no baseline or several.
+    trusted: two runs for one fold run or variant, a variant that is gone, a metric that is missing or not finite, no
+    baseline or several.
     """
     client = _client(uri)
     experiments = [e for e in client.search_experiments() if e.name.startswith(schema.experiment_name(sweep, ""))]
@@ -99,11 +107,15 @@ def load_study(uri: str, sweep: str, study: str | None = None) -> StudyRuns:
         raise ValueError(f"sweep {sweep!r} has no study {chosen!r}; it has: {held}")
     parents = [run for run in parents if run.data.tags[schema.STUDY] == chosen]
     parents.sort(key=lambda run: int(run.data.tags[schema.ORDER]))
+    children = _search(client, ids, {schema.ROLE: schema.FOLD_RUN_ROLE, schema.STUDY: chosen})
+    _refuse_gaps(parents, children)
     variants = tuple(_variant(run) for run in parents)
     baselines = [variant.label for variant in variants if variant.baseline]
     if len(baselines) != 1:
-        raise ValueError(f"study {chosen} of sweep {sweep!r} has {len(baselines)} baselines {baselines}; one is needed")
-    children = _search(client, ids, {schema.ROLE: schema.FOLD_RUN_ROLE, schema.STUDY: chosen})
+        raise ValueError(
+            f"study {chosen} of sweep {sweep!r} has {len(baselines)} baselines {baselines}; one is needed: run the "
+            "sweep again, or delete the variants that its file no longer has"
+        )
     tags = parents[0].data.tags
     return StudyRuns(
         sweep=sweep,
@@ -117,7 +129,7 @@ def load_study(uri: str, sweep: str, study: str | None = None) -> StudyRuns:
         git_dirty=tags.get(schema.GIT_DIRTY) == "true",
         experiment=schema.experiment_name(sweep, tags[schema.DATA_NAME]),
         variants=variants,
-        frame=_frame(variants, children),
+        frame=_frame(variants, children, tags[schema.METRIC]),
     )
 
 
@@ -148,18 +160,42 @@ def _known(client: MlflowClient, sweep: str) -> str:
     return f"it has {', '.join(names)}" if names else "it holds no sweep yet"
 
 
+def _refuse_gaps(parents: Sequence[Any], children: Sequence[Any]) -> None:
+    """A variant whose run was deleted must not leave the table unseen, nor one that stands twice weigh twice."""
+    labels: dict[str, Any] = {}
+    for run in parents:
+        first = labels.setdefault(run.data.tags[schema.VARIANT_ID], run)
+        if first is not run:
+            raise ValueError(
+                f"variant {run.data.tags[schema.VARIANT]!r} stands twice in MLflow, as {first.info.run_id} and "
+                f"{run.info.run_id}; delete one of them"
+            )
+    orphans = sorted(
+        {run.data.tags[schema.VARIANT] for run in children if run.data.tags[schema.VARIANT_ID] not in labels}
+    )
+    places = {int(run.data.tags[schema.ORDER]) for run in parents}
+    gone = orphans or [f"number {place + 1}" for place in sorted(set(range(max(places))) - places)]
+    if gone:
+        raise ValueError(
+            f"the run of variant {', '.join(gone)} is not in MLflow; run the sweep again to write it, or restore it"
+        )
+
+
 def _variant(run: Any) -> VariantInfo:
     tags = run.data.tags
+    if LENGTH_LIMIT not in run.data.params:
+        raise ValueError(f"variant {tags[schema.VARIANT]!r} is only partly in MLflow; run the sweep again")
     return VariantInfo(
         label=tags[schema.VARIANT],
         id=tags[schema.VARIANT_ID],
         varied=json.loads(tags[schema.VARIED]),
+        parameters=dict(run.data.params),
         baseline=tags[schema.BASELINE] == "true",
         planned=tuple((int(p), int(f), int(s)) for p, f, s in json.loads(tags[schema.PLANNED])),
     )
 
 
-def _frame(variants: Sequence[VariantInfo], children: Sequence[Any]) -> pd.DataFrame:
+def _frame(variants: Sequence[VariantInfo], children: Sequence[Any], metric: str) -> pd.DataFrame:
     found: dict[tuple[str, int, int, int], Any] = {}
     for run in children:
         tags = run.data.tags
@@ -174,11 +210,11 @@ def _frame(variants: Sequence[VariantInfo], children: Sequence[Any]) -> pd.DataF
     for variant in variants:
         for partition, fold, seed in variant.planned:
             place = {"variant": variant.label, "partition": partition, "fold": fold, "seed": seed}
-            rows.append(place | _outcome(found.get((variant.id, partition, fold, seed))))
+            rows.append(place | _outcome(found.get((variant.id, partition, fold, seed)), metric))
     return pd.DataFrame(rows)
 
 
-def _outcome(run: Any) -> dict[str, Any]:
+def _outcome(run: Any, metric: str) -> dict[str, Any]:
     if run is None:
         return {"status": ABSENT, "reason": "has not been run, or is still running"}
     tags = run.data.tags
@@ -196,4 +232,7 @@ def _outcome(run: Any) -> dict[str, Any]:
     for key, value in run.data.metrics.items():
         if not isfinite(value) or abs(value) > LARGEST:
             raise ValueError(f"fold run {tags['mlflow.runName']!r}: metric {key!r} is {value}; that is no result")
+    lacking = [key for key in (metric, *NEEDED) if key not in run.data.metrics]
+    if lacking:
+        raise ValueError(f"fold run {tags['mlflow.runName']!r} is finished but lacks {', '.join(lacking)}")
     return outcome | run.data.metrics

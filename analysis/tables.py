@@ -8,12 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.runs import FINISHED, StudyRuns, VariantInfo
+from analysis.paper import TABLE_1
+from analysis.runs import FINISHED, GROWING, LENGTH_LIMIT, LOSS, WARM_UP, StudyRuns, VariantInfo
 from analysis.stats import (
+    ROPE,
     Difference,
+    Posterior,
     average_seeds,
     corrected_t,
+    data_needed,
     holm,
+    posterior,
     smallest_detectable_difference,
     verdict,
 )
@@ -28,9 +33,10 @@ COLUMNS = (
     "low",
     "high",
     "p",
+    "p_equal",
     "verdict",
     "best_epoch",
-    "length",
+    "best_length",
     "seconds",
     "missing",
 )
@@ -43,42 +49,51 @@ class Comparison:
 
     `frame` has one row per variant, in the order of the sweep file: variant, mean and sd (ddof 1) of the metric over
     folds with seeds averaged first, folds, difference to the baseline with its 95 % interval low..high (corrected
-    resampled t), p (two-sided, Holm over all comparisons with the baseline), verdict (baseline, better, worse,
-    undecided, identical, incomplete), best_epoch (median, from 0), length (median, at the best epoch), seconds (mean
-    of a fold run), missing (which fold runs there are not, and why). What is not known is NaN.
+    resampled t), p (two-sided, Holm over all comparisons with the baseline), p_equal (posterior probability that the
+    difference is practically none), verdict (baseline, one of analysis.stats.verdict, incomplete, not comparable),
+    best_epoch (median, from 0), best_length (median of the effective length at the best epoch), seconds (mean of a
+    fold run), missing (which fold runs there are not, and why). What is not known is NaN.
     """
 
     study: StudyRuns
     frame: pd.DataFrame
+    rope: float  # differences within ± rope are practically none
     ratio: float | None  # n_test / n_train, averaged over fold runs
     detectable: float | None  # smallest difference that this design finds in 80 % of cases
+    needed: float | None  # how many times the data a difference of rope would need
 
     @property
     def baseline(self) -> str:
         return self.study.baseline.label
 
 
-def compare(study: StudyRuns) -> Comparison:
-    """Compare every variant of a study with its baseline."""
+def compare(study: StudyRuns, rope: float = ROPE) -> Comparison:
+    """Compare every variant of a study with its baseline; differences within ± `rope` are practically none."""
     finished = study.frame[study.frame["status"] == FINISHED]
     ratio = None
     if len(finished):
         ratio = float((finished[schema.TEST_CELLS] / finished[schema.TRAIN_CELLS]).mean())
     scores = {variant.label: _scores(study, variant) for variant in study.variants}
     base = scores[study.baseline.label]
-    differences: dict[str, Difference] = {}
+    found: dict[str, tuple[Difference, Posterior]] = {}
     for variant in study.variants:
         own = scores[variant.label]
         if variant.baseline or own is None or base is None or own.keys() != base.keys() or len(own) < 2:
             continue
         assert ratio is not None  # there are scores, hence finished fold runs
-        differences[variant.label] = corrected_t([own[fold] - base[fold] for fold in base], ratio)
-    # The family is every comparison that was planned: one that could not be made counts as undecided.
+        paired = [own[fold] - base[fold] for fold in base]
+        found[variant.label] = corrected_t(paired, ratio), posterior(paired, ratio, rope)
+    # The family is every comparison that was planned: one that could not be made counts as inconclusive.
     others = [variant.label for variant in study.variants if not variant.baseline]
-    corrected = holm([differences[label].p if label in differences else 1.0 for label in others])
+    corrected = holm([found[label][0].p if label in found else 1.0 for label in others])
     p_values = dict(zip(others, corrected, strict=True))
-    rows = [_row(study, variant, scores[variant.label], differences, p_values) for variant in study.variants]
-    return Comparison(study, pd.DataFrame(rows, columns=list(COLUMNS)), ratio, _detectable(scores, base, ratio))
+    rows = [_row(study, variant, scores[variant.label], found, p_values) for variant in study.variants]
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    sd = _typical_sd(scores, base)
+    if base is None or ratio is None or sd is None:
+        return Comparison(study, frame, rope, ratio, None, None)
+    design = (len(base), ratio, sd)
+    return Comparison(study, frame, rope, ratio, smallest_detectable_difference(*design), data_needed(rope, *design))
 
 
 def _of(study: StudyRuns, variant: VariantInfo) -> pd.DataFrame:
@@ -94,27 +109,26 @@ def _scores(study: StudyRuns, variant: VariantInfo) -> dict[tuple[int, int], flo
     return average_seeds(dict(zip(places, rows[study.metric], strict=True)))
 
 
-def _detectable(
-    scores: dict[str, dict[tuple[int, int], float] | None],
-    base: dict[tuple[int, int], float] | None,
-    ratio: float | None,
+def _typical_sd(
+    scores: dict[str, dict[tuple[int, int], float] | None], base: dict[tuple[int, int], float] | None
 ) -> float | None:
-    """From the median sd of the paired differences that were seen."""
-    if base is None or ratio is None or len(base) < 2:
+    """Median sd of the paired differences that were seen; variants that differ alike in every fold say nothing."""
+    if base is None or len(base) < 2:
         return None
     seen = [
         float(np.std([own[fold] - base[fold] for fold in base], ddof=1))
         for own in scores.values()
         if own is not None and own is not base and own.keys() == base.keys()
     ]
-    return smallest_detectable_difference(len(base), ratio, float(np.median(seen))) if seen else None
+    seen = [sd for sd in seen if sd > 1e-12]
+    return float(np.median(seen)) if seen else None
 
 
 def _row(
     study: StudyRuns,
     variant: VariantInfo,
     scores: dict[tuple[int, int], float] | None,
-    differences: dict[str, Difference],
+    found: dict[str, tuple[Difference, Posterior]],
     p_values: dict[str, float],
 ) -> dict[str, object]:
     rows = _of(study, variant)
@@ -129,13 +143,13 @@ def _row(
         row["mean"] = float(np.mean(values))
         row["sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
         row["verdict"] = "baseline" if variant.baseline else "not comparable"
-    if variant.label in differences:
-        found = differences[variant.label]
-        row |= {"difference": found.mean, "low": found.low, "high": found.high, "p": p_values[variant.label]}
-        row["verdict"] = verdict(found, p_values[variant.label])
+    if variant.label in found:
+        (difference, equal), p = found[variant.label], p_values[variant.label]
+        row |= {"difference": difference.mean, "low": difference.low, "high": difference.high, "p": p}
+        row |= {"p_equal": equal.inside, "verdict": verdict(difference, p, equal)}
     if len(done):
         row["best_epoch"] = float(done[schema.BEST_EPOCH].median())
-        row["length"] = float(done[schema.BEST_LENGTH].median())
+        row["best_length"] = float(done[schema.BEST_LENGTH].median())
         row["seconds"] = float(done[schema.SECONDS].mean())
     return row
 
@@ -166,15 +180,18 @@ def sentence(comparison: Comparison) -> str:
             listed = ", ".join(f"{row['variant']} ({interval(row)})" for _, row in rows.iterrows())
             verb = "is" if len(rows) == 1 else "are"
             told.append(f"{listed} {verb} {word} than the baseline {base} in {metric}.")
-    undecided = int((others["verdict"] == "undecided").sum())
-    if undecided:
-        which = "No variant" if not told else f"The other {undecided}" if undecided > 1 else "The other one"
-        rest = "differs" if which == "No variant" else "do not differ" if undecided > 1 else "does not differ"
-        told.append(f"{which} {rest} from {base} in {metric} beyond what {_folds(frame)} folds can tell.")
+    equal = others[others["verdict"] == "practically equal"]["variant"].tolist()
+    if equal:
+        told.append(f"Practically equal to {base}, within ± {comparison.rope:g}: {', '.join(equal)}.")
+    open_ones = others[others["verdict"] == "inconclusive"]["variant"].tolist()
+    if open_ones:
+        which = ", ".join(open_ones) if len(open_ones) <= 3 else f"{len(open_ones)} variants"
+        which = "no variant can" if len(open_ones) == len(others) else f"{which} cannot"
+        told.append(f"Inconclusive: over {_folds(frame)} folds {which} be told from the baseline {base} in {metric}.")
         if comparison.detectable is not None:
             told.append(
-                f"A true difference under about {comparison.detectable:.3f} would probably have gone unseen: more "
-                "cells, not more folds, would decide."
+                f"One comparison of this design finds a true difference of {comparison.detectable:.3f} in 80 % of "
+                "cases, a smaller one less often: more data, not more folds, would decide."
             )
     unable = others[others["verdict"].isin(["incomplete", "not comparable"])]["variant"].tolist()
     if unable:
@@ -200,9 +217,11 @@ def caption(comparison: Comparison) -> str:
     if comparison.ratio is not None:
         told.append(
             f"Difference to {comparison.baseline}, fold by fold, with its 95 % interval by the corrected resampled t "
-            f"(n_test/n_train = {comparison.ratio:.3f}); p after Holm over {len(frame) - 1} comparisons."
+            f"(n_test/n_train = {comparison.ratio:.3f}), not widened for the number of comparisons; p after Holm over "
+            f"{len(frame) - 1}; practically equal: within ± {comparison.rope:g} with 95 % posterior probability "
+            "(correlated t)."
         )
-    told.append("Best epoch and length: medians; epochs count from 0.")
+    told.append("Best epoch, and effective length there of the length allowed: medians; epochs count from 0.")
     return " ".join(told)
 
 
@@ -238,12 +257,104 @@ def shown(comparison: Comparison) -> pd.DataFrame:
         "p": [number(p, ".3f") for p in frame["p"]],
         "verdict": frame["verdict"].tolist(),
         "best epoch": [number(value, "g") for value in frame["best_epoch"]],
-        "length": [number(value, "g") for value in frame["length"]],
+        "length": [
+            _length(best, variant)
+            for best, variant in zip(frame["best_length"], comparison.study.variants, strict=True)
+        ],
         "s/fold run": [number(value, ".1f") for value in frame["seconds"]],
     }
     if (frame["missing"] != "").any():
         columns["missing"] = frame["missing"].tolist()
     return pd.DataFrame(columns)
+
+
+def _length(best: float, variant: VariantInfo) -> str:
+    """14/64: effective at the best epoch, and allowed."""
+    return "–" if pd.isna(best) else f"{best:g}/{variant.parameters[LENGTH_LIMIT]}"
+
+
+# --- method by length, the shape of the paper's Table 1 --------------------------------------------------------------
+
+MARKS = {"better": " ↑", "worse": " ↓", "practically equal": " ≈", "identical": " =", "baseline": " (baseline)"}
+
+
+def is_by_method(study: StudyRuns) -> bool:
+    """Whether the variants differ in loss and in embedding length, so that they make a table of methods."""
+    return all(len({variant.parameters[key] for variant in study.variants}) > 1 for key in (LOSS, LENGTH_LIMIT))
+
+
+def by_method(comparison: Comparison) -> pd.DataFrame:
+    """A row per variant: method, length, mean, sd, verdict as in `comparison.frame`, paper_mean and paper_sd of the
+    paper's Table 1 (NaN where the paper has no such cell).
+
+    A method is a loss with what else sets variants apart beside the length. Raises ValueError where the variants do
+    not differ in loss and length.
+    """
+    study = comparison.study
+    if not is_by_method(study):
+        raise ValueError(f"the variants of {study.sweep} do not differ in both {LOSS} and {LENGTH_LIMIT}")
+    rows: list[dict[str, object]] = []
+    for variant, (_, row) in zip(study.variants, comparison.frame.iterrows(), strict=True):
+        length = int(variant.parameters[LENGTH_LIMIT])
+        mean, sd = _in_paper(variant).get(length, (np.nan, np.nan))
+        rows.append(
+            {"method": _method(variant), "length": length}
+            | {key: row[key] for key in ("variant", "mean", "sd", "verdict")}
+            | {"paper_mean": mean, "paper_sd": sd}
+        )
+    return pd.DataFrame(rows)
+
+
+def _method(variant: VariantInfo) -> str:
+    """ce, ce growing, triplet growing without warm-up, guide_umap growing lowpass=0.6."""
+    growing, warm_up = (variant.parameters[key] == "true" for key in (GROWING, WARM_UP))
+    words = [variant.parameters[LOSS]]
+    if GROWING in variant.varied or WARM_UP in variant.varied:
+        words += ["growing"] * growing
+        words += ["without warm-up"] * (growing and not warm_up) + ["with warm-up"] * (warm_up and not growing)
+    told = (LOSS, LENGTH_LIMIT, GROWING, WARM_UP)
+    words += [f"{key.rsplit('.', 1)[-1]}={value}" for key, value in variant.varied.items() if key not in told]
+    return " ".join(words)
+
+
+def _in_paper(variant: VariantInfo) -> dict[int, tuple[float, float]]:
+    """The paper's row of a variant's method. There growing and warm-up go together; guide2D knows no warm-up."""
+    loss, growing, warm_up = variant.parameters[LOSS], variant.parameters[GROWING], variant.parameters[WARM_UP]
+    if growing != warm_up and loss != "guide2d":
+        return {}
+    return TABLE_1.get((loss, growing == "true"), {})
+
+
+def shown_by_method(comparison: Comparison) -> pd.DataFrame:
+    """`by_method` as text: methods down, lengths across, ours above the paper's, marked by verdict."""
+    frame = by_method(comparison)
+    lengths = sorted(frame["length"].unique())
+    rows: list[dict[str, str]] = []
+    for method, cells in frame.groupby("method", sort=False):
+        doubled = cells[cells["length"].duplicated()]
+        if len(doubled):
+            raise ValueError(f"two variants are {method} at length {doubled.iloc[0]['length']}; tell them apart")
+        here, paper = {"method": str(method), "from": "here"}, {"method": "", "from": "paper"}
+        for length in lengths:
+            here[str(length)] = paper[str(length)] = ""
+        for _, cell in cells.iterrows():
+            label = str(cell["length"])
+            mark = MARKS.get(cell["verdict"], "")
+            here[label] = "incomplete" if pd.isna(cell["mean"]) else score(cell) + mark
+            if not pd.isna(cell["paper_mean"]):
+                paper[label] = f"{cell['paper_mean']:.3f} ± {cell['paper_sd']:.3f}"
+        rows += [here, paper] if any(paper[str(length)] for length in lengths) else [here]
+    return pd.DataFrame(rows)
+
+
+def methods_caption(comparison: Comparison) -> str:
+    """How to read the table of methods."""
+    return (
+        f"{comparison.study.metric} by embedding length: mean ± sd over {_folds(comparison.frame)} folds on "
+        f"{comparison.study.data}; ↑ better, ↓ worse than the baseline, ≈ practically equal, = identical to "
+        "it, no mark: not decided. Paper: Table 1 of Gräbel et al., on their data and folds: the order can be "
+        "compared, the values cannot."
+    )
 
 
 def per_class(study: StudyRuns) -> pd.DataFrame:
@@ -262,15 +373,25 @@ def render(comparison: Comparison, form: str) -> str:
     """The table in one of FORMATS; csv has full precision and one row per variant."""
     if form == "csv":
         return comparison.frame.to_csv(index=False)
-    table = shown(comparison)
+    return _rendered(shown(comparison), caption(comparison), form)
+
+
+def render_by_method(comparison: Comparison, form: str) -> str:
+    """The table of methods in one of FORMATS; csv is `by_method` at full precision."""
+    if form == "csv":
+        return by_method(comparison).to_csv(index=False)
+    return _rendered(shown_by_method(comparison), methods_caption(comparison), form)
+
+
+def _rendered(table: pd.DataFrame, told: str, form: str) -> str:
     if form == "text":
-        return f"{_aligned(table)}\n\n{caption(comparison)}\n"
+        return f"{_aligned(table)}\n\n{told}\n"
     if form == "markdown":
         lines = [_markdown(list(table.columns)), _markdown(["---"] * len(table.columns))]
         lines += [_markdown(row) for row in table.itertuples(index=False)]
-        return "\n".join(lines) + f"\n\n{caption(comparison)}\n"
+        return "\n".join(lines) + f"\n\n{told}\n"
     if form == "latex":
-        return _latex(table, caption(comparison))
+        return _latex(table, told)
     if form == "html":
         return table.to_html(index=False, border=0, classes="comparison")
     raise ValueError(f"no table format {form!r}; there are {', '.join(FORMATS)}")
@@ -299,6 +420,9 @@ LATEX = str.maketrans(
         "}": r"\}",
         "\\": r"\textbackslash{}",
         "±": r"$\pm$",
+        "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$",
+        "≈": r"$\approx$",
         "–": "--",
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
@@ -307,17 +431,18 @@ LATEX = str.maketrans(
 
 
 def _latex(table: pd.DataFrame, told: str) -> str:
+    """A table for the package booktabs."""
     body = [" & ".join(str(cell).translate(LATEX) for cell in row) + r" \\" for row in table.itertuples(index=False)]
     return "\n".join(
         [
             r"\begin{table}",
             rf"\caption{{{told.translate(LATEX)}}}",
             rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}",
-            r"\hline",
+            r"\toprule",
             " & ".join(column.translate(LATEX) for column in table.columns) + r" \\",
-            r"\hline",
+            r"\midrule",
             *body,
-            r"\hline",
+            r"\bottomrule",
             r"\end{tabular}",
             r"\end{table}",
             "",

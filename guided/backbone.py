@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,13 @@ class EmbeddingNet(nn.Module):
         self.head = nn.Linear(features, length)
 
     def forward(self, images: Tensor, length: int) -> Tensor:
-        """Embedding (B, length)."""
-        return F.linear(self.trunk(images), self.head.weight[:length], self.head.bias[:length])
+        """Embedding (B, length) in the precision of the parameters, under autocast too.
+
+        In bf16 neighbouring numbers near 5, the guide's radius, lie 0.03 apart: too coarse for a coordinate.
+        """
+        features = self.trunk(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return F.linear(features.to(self.head.weight.dtype), self.head.weight[:length], self.head.bias[:length])
 
 
 def _features(classifier: nn.Module) -> int:
@@ -114,7 +119,9 @@ def _modern(key: str) -> str:
 
 
 class SlicedAdam(torch.optim.Optimizer):
-    """Adam (Kingma & Ba 2015) over the open rows of a head, each row counting its own steps.
+    """Adam (Kingma & Ba 2015) over the open rows of parameters, each row counting its own steps.
+
+    A row is a component of the embedding: an output of the embedding head, or what a loss keeps per component.
 
     A row that opens late under a common step count would skip Adam's bias correction: its second moment starts at 0
     while the correction has run on, and its first steps are up to 6.6 learning rates long. With its own count a row
@@ -124,14 +131,14 @@ class SlicedAdam(torch.optim.Optimizer):
 
     def __init__(
         self,
-        head: nn.Linear,
+        parameters: Iterable[nn.Parameter],
         lr: float,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        super().__init__(head.parameters(), {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps})
-        self.open_rows = head.out_features
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps})
+        self.open_rows: int | None = None  # all
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -159,11 +166,23 @@ class SlicedAdam(torch.optim.Optimizer):
 
 
 class Optimizers:
-    """Adam for the trunk and SlicedAdam for the head, stepped and saved as one."""
+    """Adam for the trunk and SlicedAdam for the head, stepped and saved as one.
 
-    def __init__(self, net: EmbeddingNet, lr: float, weight_decay: float) -> None:
-        self._trunk = torch.optim.Adam(net.trunk.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-        self._head = SlicedAdam(net.head, lr=lr, weight_decay=weight_decay)
+    A loss may bring parameters of its own: `sliced` ones with a row per component, and `whole` ones.
+    """
+
+    def __init__(
+        self,
+        net: EmbeddingNet,
+        lr: float,
+        weight_decay: float,
+        *,
+        sliced: Iterable[nn.Parameter] = (),
+        whole: Iterable[nn.Parameter] = (),
+    ) -> None:
+        trunk, head = [*net.trunk.parameters(), *whole], [*net.head.parameters(), *sliced]
+        self._trunk = torch.optim.Adam(trunk, lr=lr, weight_decay=weight_decay, fused=True)
+        self._head = SlicedAdam(head, lr=lr, weight_decay=weight_decay)
 
     def _both(self) -> Iterator[torch.optim.Optimizer]:
         yield self._trunk

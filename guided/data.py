@@ -12,18 +12,22 @@ import io
 import json
 import os
 import shutil
+import struct
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from math import ceil, floor, isfinite, nan
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from rich.progress import Progress
 
 from guided.config import Data, content_id
@@ -64,8 +68,11 @@ class Dataset:
     notes: tuple[str, ...]  # what a reader of results must know
 
     @classmethod
-    def open(cls, directory: Path) -> Dataset:
-        """Memory-map a cache. Raises ValueError naming the file that is missing, truncated or altered."""
+    def open(cls, directory: Path, *, verify: bool = False) -> Dataset:
+        """Memory-map a cache. Raises ValueError naming the file that is missing, truncated or altered.
+
+        The pixels are read only with `verify` (about a second per GB): the driver does so once, its workers need not.
+        """
         meta_path, images_path, table_path = (directory / name for name in ("meta.json", "images.npy", "table.npz"))
         try:
             sealed = json.loads(meta_path.read_text(encoding="utf-8"))
@@ -79,10 +86,14 @@ class Dataset:
                 raise ValueError(f"cache file {path} is missing or truncated; {_remedy(directory)}")
         if hashlib.sha256(table_path.read_bytes()).hexdigest() != meta["table"]:
             raise ValueError(f"cache file {table_path} has been altered; {_remedy(directory)}")
-        table = np.load(table_path, allow_pickle=False)
+        with np.load(table_path, allow_pickle=False) as file:
+            table = dict(file)
+        images = np.load(images_path, mmap_mode="r", allow_pickle=False)
+        if verify and _fingerprint(images, meta["classes"], table) != meta["fingerprint"]:
+            raise ValueError(f"cache file {images_path} has been altered; {_remedy(directory)}")
         return cls(
             name=meta["name"],
-            images=np.load(images_path, mmap_mode="r", allow_pickle=False),
+            images=images,
             labels=table["labels"],
             classes=tuple(meta["classes"]),
             ids=table["ids"],
@@ -93,6 +104,19 @@ class Dataset:
             directory=directory,
             notes=tuple(meta["notes"]),
         )
+
+
+def _fingerprint(images: np.ndarray, classes: Sequence[str], table: dict[str, np.ndarray]) -> str:
+    """16 hex digits of the SHA-256 of pixels, classes and columns."""
+    digest = hashlib.sha256()
+    digest.update(content_id([FORMAT, list(images.shape), list(classes)], 64).encode())
+    for column in sorted(table):
+        values = table[column]
+        digest.update(column.encode())
+        digest.update(content_id(values.tolist(), 64).encode() if values.dtype.kind == "U" else values.tobytes())
+    for start in range(0, len(images), 256):
+        digest.update(np.ascontiguousarray(images[start : start + 256]).data)
+    return digest.hexdigest()[:16]
 
 
 def _remedy(directory: Path) -> str:
@@ -145,7 +169,7 @@ def _find(cache: Path, key: str) -> Dataset | None:
         directory = cache / str(json.loads(index.read_text())["directory"])
     except (ValueError, KeyError, TypeError):
         return None  # an index is only a short cut
-    return Dataset.open(directory) if directory.exists() else None
+    return Dataset.open(directory, verify=True) if directory.exists() else None
 
 
 def _check_space(cache: Path, bytes_needed: int) -> None:
@@ -193,15 +217,7 @@ def _store(
     optional = {"region": region, "patient": patient, "maturity": maturity}
     table |= {column: values for column, values in optional.items() if values is not None}
     images = np.load(scratch / "images.npy", mmap_mode="r", allow_pickle=False)
-    digest = hashlib.sha256()
-    digest.update(content_id([FORMAT, list(images.shape), list(classes)], 64).encode())
-    for column in sorted(table):
-        values = table[column]
-        digest.update(column.encode())
-        digest.update("\n".join(values.tolist()).encode() if values.dtype.kind == "U" else values.tobytes())
-    for start in range(0, len(images), 256):
-        digest.update(images[start : start + 256].tobytes())
-    fingerprint = digest.hexdigest()[:16]
+    fingerprint = _fingerprint(images, classes, table)
     np.savez(scratch / "table.npz", allow_pickle=False, **table)
     meta = {
         "format": FORMAT,
@@ -220,8 +236,9 @@ def _store(
     try:
         os.rename(scratch, directory)
     except OSError:
-        if not directory.exists():  # else another process was faster with the same content
+        if not directory.exists():
             raise
+        Dataset.open(directory, verify=True)  # the same content was there already; it must still be whole
     index = cache / "index" / f"{key}.json"
     index.parent.mkdir(exist_ok=True)
     temporary = index.with_name(f".{uuid4().hex[:12]}")
@@ -268,85 +285,165 @@ def _medmnist(path: Path, config: Data, cache: Path) -> Dataset:
     found = _find(cache, key)
     if found is not None:
         return found
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            splits = [split for split in ("train", "val", "test") if f"{split}_images" in file]
-            if not splits:
-                raise ValueError("it has no train_images, val_images or test_images")
-            images = np.concatenate([file[f"{split}_images"] for split in splits])
-            numbers = np.concatenate([file[f"{split}_labels"] for split in splits]).reshape(-1)
-            ids = np.array([f"{split}-{row:06d}" for split in splits for row in range(len(file[f"{split}_images"]))])
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ValueError(f"data: {path} is not a MedMNIST file: {error}") from None
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
-        raise ValueError(f"data: {path} holds images {images.shape} {images.dtype}; needed: uint8 (N, H, W[, 3])")
-    if len(numbers) != len(images) or numbers.dtype.kind not in "iu":
-        raise ValueError(f"data: {path} needs one whole-number label for each of its {len(images)} images")
-    if images.ndim == 3:
-        images = np.repeat(images[..., None], 3, axis=3)
+    parts, numbers, ids = _read_npz(path)
+    images = [image for part in parts for image in part]  # views: the parts are never copied into one
     present = np.unique(numbers)
     known = MEDMNIST_CLASSES.get(path.stem.split("_")[0].lower(), ())
     names = [known[n] if 0 <= n < len(known) else str(n) for n in present.tolist()]
     labels = np.searchsorted(present, numbers)
     kept = _limited(labels, ids, config)
-    scale = config.size / (config.field or max(images.shape[1:3]))
+    scale = config.size / (config.field or max(images[0].shape[:2]))
     _check_space(cache, len(kept) * config.size**2 * 3)
     with _scratch(cache) as scratch:
         out = np.lib.format.open_memmap(
             scratch / "images.npy", mode="w+", dtype=np.uint8, shape=(len(kept), config.size, config.size, 3)
         )
         for row, source in enumerate(kept):
-            out[row] = to_square(Image.fromarray(images[source]), scale, config.size)
+            out[row] = to_square(Image.fromarray(images[source]).convert("RGB"), scale, config.size)
         out.flush()
         name = path.stem + (f" (at most {config.limit} a class)" if config.limit else "")
         return _store(cache, key, scratch, name=name, labels=labels[kept], classes=names, ids=ids[kept])
 
 
+def _read_npz(path: Path) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Images (uint8 (n, H, W) or (n, H, W, 3)) of each split, labels (N,) and ids (N,) of a MedMNIST file."""
+    try:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array")
+        with file:
+            splits = [split for split in ("train", "val", "test") if f"{split}_images" in file]
+            if not splits:
+                raise ValueError("it has no train_images, val_images or test_images")
+            parts = [file[f"{split}_images"] for split in splits]
+            numbers = np.concatenate([file[f"{split}_labels"] for split in splits]).reshape(-1)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"data: {path} is not a MedMNIST file: {error}") from None
+    for part in parts:
+        if part.dtype != np.uint8 or part.ndim not in (3, 4) or (part.ndim == 4 and part.shape[3] != 3):
+            raise ValueError(f"data: {path} holds images {part.shape} {part.dtype}; needed: uint8 (N, H, W[, 3])")
+        if part.shape[1:] != parts[0].shape[1:]:
+            raise ValueError(f"data: {path} holds images of {part.shape[1:]} and of {parts[0].shape[1:]}")
+    cells = sum(map(len, parts))
+    if len(numbers) != cells or numbers.dtype.kind not in "iu":
+        raise ValueError(f"data: {path} needs one whole-number label for each of its {cells} images")
+    names = [f"{split}-{row:06d}" for split, part in zip(splits, parts, strict=True) for row in range(len(part))]
+    return parts, numbers, np.array(names)
+
+
 @dataclass(frozen=True)
 class _Row:
+    """A cell of a manifest: a whole image, or what lies around a centre."""
+
     line: int
     path: Path
+    id: str
     values: dict[str, str]
+    centre: tuple[float, float] | None = None  # x, y in px of the image
 
-    @property
-    def id(self) -> str:
-        return self.values["path"]
+
+_Problem = tuple[int, str, str]  # line, id, reason
 
 
 def _manifest(path: Path, config: Data, cache: Path, workers: int, progress: bool) -> Dataset:
     rows, columns, bad = _read_rows(path)
+    if rows and rows[0].centre is not None and (config.field is None or config.field < 1):
+        raise ValueError(
+            f"data.field is {config.field}, but {path} gives centres: it must say how many px around one make a patch"
+        )
     if config.where is not None:
-        test = parse_where(config.where, columns)
-        kept = [row for row in rows if test(row.values)]
-        if not kept and rows:
-            raise ValueError(f"where {config.where!r} keeps none of the {len(rows)} rows; {_values(rows, columns)}")
-        # A row that is left out cannot spoil the rest.
-        bad = [entry for entry in bad if entry[3] is None or test(entry[3])]
-        rows = kept
-    rows.sort(key=lambda row: row.id)  # the order of the file does not matter
+        rows, bad = _chosen(path, config.where, rows, columns, bad)
     problems = [(line, told, reason) for line, told, reason, _ in bad]
+    rows, repeated = _without_repeats(rows)
+    problems += repeated
+    rows.sort(key=lambda row: row.id)  # the order of the file does not matter
     if config.limit is not None:
         labels = np.array([row.values["label"] for row in rows])
         rows = [rows[i] for i in _limited(labels, np.array([row.id for row in rows]), config)]
-    stats, present = [], []
+    stats: dict[Path, list[int] | str] = {}
     for row in rows:
-        try:
-            stat = row.path.stat()
-        except OSError:
-            problems.append((row.line, row.id, "there is no such file"))
-            continue
-        stats.append([row.id, stat.st_size, stat.st_mtime_ns])
-        present.append(row)
+        if row.path not in stats:
+            stats[row.path] = _size_and_time(row.path)
+    present = []
+    for row in rows:
+        stat = stats[row.path]
+        if isinstance(stat, str):
+            problems.append((row.line, row.id, stat))
+        else:
+            present.append(row)
     if problems and not config.skip_bad:
         # Told together with what only decoding shows.
         problems += _undecodable(present, workers)
         raise BadRows(path, sorted(problems))
     manifest = hashlib.sha256(path.read_bytes()).hexdigest()
-    key = content_id([FORMAT, str(path.absolute()), manifest, _options(config), stats])
+    seen = [[row.id, stats[row.path]] for row in present]
+    key = content_id([FORMAT, str(path.absolute()), manifest, _options(config), seen])
     found = _find(cache, key)
     if found is not None:
         return found
     return _decode(path, config, cache, key, present, problems, workers, progress)
+
+
+def _size_and_time(path: Path) -> list[int] | str:
+    """Bytes and time of change of a file, or why it cannot be opened."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return "there is no such file"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+_BadRow = tuple[int, str, str, dict[str, str] | None]  # line, id, reason, values where they could be read
+
+
+def _chosen(
+    path: Path, where: str, rows: list[_Row], columns: list[str], bad: list[_BadRow]
+) -> tuple[list[_Row], list[_BadRow]]:
+    """The rows that `where` keeps, and the bad rows that it does not leave out: those cannot spoil the rest."""
+    test = parse_where(where, columns)
+
+    def keeps(row: _Row) -> bool:
+        try:
+            return test(row.values)
+        except ValueError as error:
+            raise ValueError(f"manifest {path}, line {row.line}: {error}") from None
+
+    def left_out(values: dict[str, str] | None) -> bool:
+        try:
+            return values is not None and not test(values)
+        except ValueError:
+            return False  # it cannot be told, so the row stays a bad one
+
+    kept = [row for row in rows if keeps(row)]
+    if not kept and rows:
+        raise ValueError(f"where {where!r} keeps none of the {len(rows)} rows; {_values(rows, columns)}")
+    return kept, [entry for entry in bad if not left_out(entry[3])]
+
+
+def _without_repeats(rows: Sequence[_Row]) -> tuple[list[_Row], list[_Problem]]:
+    """The rows without those that name a cell again, and what is wrong with these.
+
+    Of equal rows one is kept. Of rows that contradict each other none is: which came first says nothing.
+    """
+    problems: dict[int, _Problem] = {}
+    for same, told in (
+        (lambda row: (os.path.normpath(row.path), row.centre), "is the same path as"),
+        (lambda row: row.id, "has the same id as"),
+    ):
+        groups: dict[Any, list[_Row]] = {}
+        for row in rows:
+            groups.setdefault(same(row), []).append(row)
+        for first, *others in groups.values():
+            equal = all(row.values == first.values for row in others)
+            for row in others:
+                reason = f"{told} line {first.line}" + ("" if equal else ", but differs from it")
+                problems.setdefault(row.line, (row.line, row.id, reason))
+            if not equal:
+                reason = f"{told} line {others[0].line}, but differs from it"
+                problems.setdefault(first.line, (first.line, first.id, reason))
+    return [row for row in rows if row.line not in problems], list(problems.values())
 
 
 def _values(rows: Sequence[_Row], columns: Sequence[str]) -> str:
@@ -359,52 +456,78 @@ def _values(rows: Sequence[_Row], columns: Sequence[str]) -> str:
     return "the columns hold " + "; ".join(told) if told else "see the manifest for its values"
 
 
-def _read_rows(path: Path) -> tuple[list[_Row], list[str], list[tuple[int, str, str, dict[str, str] | None]]]:
-    """Rows, columns, and the rows that the file alone shows to be unusable (line, path, reason, values)."""
+def _read_rows(path: Path) -> tuple[list[_Row], list[str], list[_BadRow]]:
+    """Rows, columns, and the rows that cannot be used whatever the others are."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"manifest {path} is not UTF-8 text; save it as CSV (UTF-8)") from None
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    columns = [column.strip() for column in reader.fieldnames or []]
-    for needed in ("path", "label"):
+    rows: list[_Row] = []
+    bad: list[_BadRow] = []
+    try:
+        columns = [column.strip() for column in reader.fieldnames or []]
+        file = _check_columns(path, columns)
+        reader.fieldnames = columns
+        for raw in reader:
+            line = reader.line_num
+            if None in raw or None in raw.values():
+                bad.append((line, str(raw.get(file)), f"has not {len(columns)} fields", None))
+                continue
+            values = {column: str(raw[column]).strip() for column in columns}
+            try:
+                rows.append(_row(path.parent, line, values, file))
+            except ValueError as error:
+                bad.append((line, values[file], str(error), values))
+    except csv.Error as error:
+        raise ValueError(f"manifest {path}, line {reader.reader.line_num}: {error}") from None
+    if not rows and not bad:
+        raise ValueError(f"manifest {path} has no rows")
+    return rows, columns, bad
+
+
+def _check_columns(path: Path, columns: list[str]) -> str:
+    """The column that names the files: `path`, or `image` where centres stand beside it."""
+    file = "image" if "image" in columns and "path" not in columns else "path"
+    for needed in (file, "label", *(("x", "y") if file == "image" else ())):
         if needed not in columns:
             near = get_close_matches(needed, columns, n=1, cutoff=0.5)
             hint = f"; is it {near[0]!r}?" if near else ""
+            if needed in ("x", "y"):
+                hint = "; a column image goes with the cells' centres x and y, a column path with one image a cell"
             raise ValueError(f"manifest {path} has no column {needed!r} (its first line: {', '.join(columns)}){hint}")
     repeated = [column for column, count in Counter(columns).items() if count > 1]
     if repeated:
         raise ValueError(f"manifest {path} has the column {repeated[0]!r} twice")
-    reader.fieldnames = columns
-    rows: list[_Row] = []
-    bad: list[tuple[int, str, str, dict[str, str] | None]] = []
-    first_line: dict[str, int] = {}
+    return file
+
+
+def _row(folder: Path, line: int, values: dict[str, str], file: str) -> _Row:
+    """The cell of one line. Raises ValueError saying what is missing or wrong."""
+    name = values[file]
+    if not name:
+        raise ValueError(f"has no {file}")
+    if "\0" in name:
+        raise ValueError(f"has a {file} with a null character")
+    for column in ("label", "region", "patient"):
+        if column in values and not values[column]:
+            raise ValueError(f"has no {column}" + ("" if column == "label" else ", which other rows have"))
+    if file == "path":
+        return _Row(line, folder / name, name, values)
+    x, y = (_coordinate(values, column) for column in ("x", "y"))
+    if "id" in values and not values["id"]:
+        raise ValueError("has no id, which other rows have")
+    return _Row(line, folder / name, values.get("id") or f"{name}#{x:.10g},{y:.10g}", values, (x, y))
+
+
+def _coordinate(values: dict[str, str], column: str) -> float:
     try:
-        for raw in reader:
-            line = reader.line_num
-            if None in raw or None in raw.values():
-                bad.append((line, str(raw.get("path")), f"has not {len(columns)} fields", None))
-                continue
-            values = {column: str(raw[column]).strip() for column in columns}
-            reason = None
-            if not values["path"]:
-                reason = "has no path"
-            elif not values["label"]:
-                reason = "has no label"
-            elif (first := first_line.setdefault(values["path"], line)) != line:
-                reason = f"is the same path as line {first}"
-            for column in ("region", "patient"):
-                if reason is None and column in values and not values[column]:
-                    reason = f"has no {column}, which other rows have"
-            if reason is not None:
-                bad.append((line, values["path"], reason, values))
-            else:
-                rows.append(_Row(line, path.parent / values["path"], values))
-    except csv.Error as error:
-        raise ValueError(f"manifest {path}, line {reader.line_num}: {error}") from None
-    if not rows and not bad:
-        raise ValueError(f"manifest {path} has no rows")
-    return rows, columns, bad
+        number = float(values[column])
+    except ValueError:
+        number = nan
+    if not isfinite(number):
+        raise ValueError(f"has the {column} {values[column]!r}, which is no number")
+    return number
 
 
 def _options(config: Data) -> list[Any]:
@@ -429,33 +552,43 @@ def _limited(labels: np.ndarray, ids: np.ndarray, config: Data) -> list[int]:
 # --- decoding -------------------------------------------------------------------------------------------------------
 
 
+# What PIL's decoders raise for damaged files: each format has its own way to fail.
+_UNDECODABLE = (
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    LookupError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+
 def read_image(path: Path) -> tuple[Image.Image, bool]:
     """An image as 8-bit RGB, and whether it was grey. Raises ValueError saying why it cannot be used."""
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"is no PNG, JPEG, TIFF or BMP ({path.suffix or 'no suffix'})")
     try:
         with Image.open(path) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                raise ValueError(f"has {image.n_frames} frames; one is needed")  # type: ignore[attr-defined]
+            frames = getattr(image, "n_frames", 1)
+            # PIL reads 16-bit colour as 8-bit RGB without a word; only the raw mode tells.
+            deep = any(";16" in str(tile[3]) for tile in image.tile)
             image.load()
             mode = image.mode
-            if mode == "RGB":
-                return image.copy(), False
-            if mode == "L":
-                return image.convert("RGB"), True
-            if mode == "P" and "transparency" not in image.info:
-                return image.convert("RGB"), False
-            if mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255):
-                return image.convert("RGB"), False
-    except ValueError:
-        raise
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            transparent = image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] != 255
+            rgb = image.convert("RGB") if mode in ("RGB", "L", "P", "RGBA", "LA", "PA") else None
+    except _UNDECODABLE as error:
         raise ValueError(f"cannot be decoded ({error})") from None
-    if mode.startswith(("I", "F")):
+    if frames > 1:
+        raise ValueError(f"has {frames} frames; one is needed")
+    if deep or mode.startswith(("I", "F")):
         raise ValueError(f"has more than 8 bits a channel (mode {mode}); convert it to 8-bit RGB")
-    if mode in ("RGBA", "LA", "PA", "P"):
+    if transparent:
         raise ValueError(f"has transparent pixels (mode {mode}); flatten it to RGB")
-    raise ValueError(f"has mode {mode}; convert it to 8-bit RGB")
+    if rgb is None:
+        raise ValueError(f"has mode {mode}; convert it to 8-bit RGB")
+    return rgb, mode in ("L", "LA")
 
 
 def to_square(image: Image.Image, scale: float, size: int) -> np.ndarray:
@@ -471,32 +604,86 @@ def to_square(image: Image.Image, scale: float, size: int) -> np.ndarray:
     pixels = pixels[top : top + size, left : left + size]
     if pixels.shape[:2] == (size, size):
         return pixels
+    return _padded(pixels, size, (size - pixels.shape[0]) // 2, (size - pixels.shape[1]) // 2)
+
+
+def cut_square(image: Image.Image, centre: tuple[float, float], field: float, size: int) -> tuple[np.ndarray, bool]:
+    """The `field` x `field` px of an RGB image around `centre` (x, y) as uint8 (size, size, 3), and whether they reach
+    over its edge: there they are padded with the median colour of their border.
+
+    Pixels are counted from the top left one, (0, 0); the centre lies in the image and `field` is at least 1. The
+    square begins at a whole pixel, so that a field of `size` px is cut out exactly.
+    """
+    left, top = (floor(c - field / 2 + 0.5) for c in centre)
+    (first, last), (upper, lower) = (
+        _inside(left, image.width, field, size),
+        _inside(top, image.height, field, size),
+    )
+    box = (
+        max(0.0, left + first * field / size),
+        max(0.0, top + upper * field / size),
+        min(float(image.width), left + last * field / size),
+        min(float(image.height), top + lower * field / size),
+    )
+    pixels = np.asarray(image.resize((last - first, lower - upper), Image.Resampling.LANCZOS, box=box))
+    if pixels.shape[:2] == (size, size):
+        return pixels, False
+    return _padded(pixels, size, upper, first), True
+
+
+def _inside(start: int, length: int, field: float, size: int) -> tuple[int, int]:
+    """First and last (exclusive) of `size` pixels over [start, start + field) whose source lies in [0, length)."""
+    edge = max(0.0, -start * size / field)
+    first, last = ceil(edge), min(size, floor((length - start) * size / field))
+    if first < last:
+        return first, last
+    return floor(edge), floor(edge) + 1  # the image is smaller than this one pixel
+
+
+def _padded(pixels: np.ndarray, size: int, top: int, left: int) -> np.ndarray:
+    """Pixels (h, w, 3) at (top, left) of a square that has the median colour of their border."""
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     square = np.empty((size, size, 3), np.uint8)
     square[:] = np.median(border, axis=0).astype(np.uint8)
-    top, left = (size - pixels.shape[0]) // 2, (size - pixels.shape[1]) // 2
     square[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
     return square
 
 
-def _image_size(row: _Row) -> tuple[int, int] | None:
+def _image_size(path: Path) -> tuple[int, int] | None:
     try:
-        with Image.open(row.path) as image:
+        with Image.open(path) as image:
             return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except _UNDECODABLE:
         return None  # decoding will name the reason
 
 
-def _undecodable(rows: Sequence[_Row], workers: int) -> list[tuple[int, str, str]]:
-    def look(row: _Row) -> tuple[int, str, str] | None:
-        try:
-            read_image(row.path)
-        except ValueError as error:
-            return (row.line, row.id, str(error))
+def _outside(image: Image.Image, row: _Row) -> str | None:
+    """What is wrong with a centre, if it lies outside its image."""
+    if row.centre is None or (0 <= row.centre[0] < image.width and 0 <= row.centre[1] < image.height):
         return None
+    x, y = row.centre
+    return f"has its centre ({x:.10g}, {y:.10g}) outside the image of {image.width} x {image.height} px"
+
+
+def _by_image(rows: Sequence[_Row]) -> list[list[int]]:
+    """Numbers of the rows of each image: it is decoded once for all its cells."""
+    numbers: dict[Path, list[int]] = {}
+    for number, row in enumerate(rows):
+        numbers.setdefault(row.path, []).append(number)
+    return list(numbers.values())
+
+
+def _undecodable(rows: Sequence[_Row], workers: int) -> list[_Problem]:
+    def look(numbers: list[int]) -> list[_Problem]:
+        cells = [rows[number] for number in numbers]
+        try:
+            image, _ = read_image(cells[0].path)
+        except ValueError as error:
+            return [(row.line, row.id, str(error)) for row in cells]
+        return [(row.line, row.id, told) for row in cells if (told := _outside(image, row)) is not None]
 
     with ThreadPoolExecutor(workers) as pool:
-        return [entry for entry in pool.map(look, rows) if entry is not None]
+        return [entry for told in pool.map(look, _by_image(rows)) for entry in told]
 
 
 def _decode(
@@ -505,54 +692,73 @@ def _decode(
     cache: Path,
     key: str,
     rows: list[_Row],
-    problems: list[tuple[int, str, str]],
+    problems: list[_Problem],
     workers: int,
     progress: bool,
 ) -> Dataset:
-    """Decode every row (PIL releases the interpreter lock while it does) and store what can be used."""
-    notes = []
-    _check_space(cache, len(rows) * config.size**2 * 3)
+    """Decode every image (PIL releases the interpreter lock while it does) and store the cells that can be used."""
+    if not rows:
+        raise BadRows(path, sorted(problems))
+    size = config.size
+    _check_space(cache, len(rows) * size**2 * 3)
     with ThreadPoolExecutor(workers) as pool, _scratch(cache) as scratch:
-        sizes = [size for size in pool.map(_image_size, rows) if size is not None]
-        if not sizes:
-            raise BadRows(path, sorted(problems + _undecodable(rows, workers)))
-        field = config.field or float(np.median([max(size) for size in sizes]))
-        scale = config.size / field
-        smaller = sum(round(min(size) * scale) < config.size for size in sizes)
-        if smaller:
-            notes.append(f"{smaller} images are smaller than the field of {field:g} px and were padded")
+        field = config.field
+        if field is None:
+            sizes = [shape for shape in pool.map(_image_size, [row.path for row in rows]) if shape is not None]
+            if not sizes:
+                raise BadRows(path, sorted(problems + _undecodable(rows, workers)))
+            field = float(np.median([max(shape) for shape in sizes]))
         out = np.lib.format.open_memmap(
-            scratch / "all.npy", mode="w+", dtype=np.uint8, shape=(len(rows), config.size, config.size, 3)
+            scratch / "all.npy", mode="w+", dtype=np.uint8, shape=(len(rows), size, size, 3)
         )
+        grey = np.zeros(len(rows), dtype=bool)
+        padded = np.zeros(len(rows), dtype=bool)
+        scale = size / field
 
-        def decode(number: int) -> str | bool:
+        def decode(numbers: list[int]) -> list[_Problem]:
+            unusable: list[_Problem] = []
             try:
-                image, grey = read_image(rows[number].path)
+                image, grey[numbers] = read_image(rows[numbers[0]].path)
             except ValueError as error:
-                return str(error)
-            out[number] = to_square(image, scale, config.size)
-            return grey
+                return [(rows[number].line, rows[number].id, str(error)) for number in numbers]
+            for number in numbers:
+                row = rows[number]
+                if (told := _outside(image, row)) is not None:
+                    unusable.append((row.line, row.id, told))
+                elif row.centre is None:
+                    padded[number] = round(min(image.size) * scale) < size
+                    out[number] = to_square(image, scale, size)
+                else:
+                    out[number], padded[number] = cut_square(image, row.centre, field, size)
+            return unusable
 
-        outcomes: list[str | bool] = []
+        unusable: list[_Problem] = []
+        jobs = _by_image(rows)
         with Progress(disable=not progress, transient=True) as bar:
-            task = bar.add_task(f"decoding {len(rows):,} images", total=len(rows))
-            for outcome in pool.map(decode, range(len(rows))):
-                outcomes.append(outcome)
+            task = bar.add_task(f"decoding {len(jobs):,} images", total=len(jobs))
+            for told in pool.map(decode, jobs):
+                unusable += told
                 bar.advance(task)
-        problems = problems + [
-            (row.line, row.id, told) for row, told in zip(rows, outcomes, strict=True) if isinstance(told, str)
-        ]
-        if problems and not config.skip_bad:
-            raise BadRows(path, sorted(problems))
-        grey = sum(outcome is True for outcome in outcomes)
-        if grey:
-            notes.append(f"{grey} grey images became RGB")
+        bad = {line for line, _, _ in unusable}
+        good = [number for number, row in enumerate(rows) if row.line not in bad]
+        problems = sorted(problems + unusable)
+        if problems and not (config.skip_bad and good):
+            raise BadRows(path, problems)
+        notes = []
+        if padded[good].any():
+            count = np.count_nonzero(padded[good])
+            notes.append(
+                f"{count} images are smaller than the field of {field:g} px and were padded"
+                if rows[0].centre is None
+                else f"{count} cells lie within half the field of {field:g} px of an edge and were padded"
+            )
+        if grey[good].any():
+            notes.append(f"{len({rows[n].path for n in good if grey[n]})} grey images became RGB")
         if problems:
-            skipped = ", ".join(f"line {line} {reason}" for line, _, reason in sorted(problems)[:5])
+            skipped = ", ".join(f"line {line} {reason}" for line, _, reason in problems[:5])
             more = ", …" if len(problems) > 5 else ""
             notes.append(f"{len(problems)} rows were skipped: {skipped}{more}")
-            (scratch / "skipped.json").write_text(json.dumps(sorted(problems), ensure_ascii=False), encoding="utf-8")
-        good = [number for number, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
+            (scratch / "skipped.json").write_text(json.dumps(problems, ensure_ascii=False), encoding="utf-8")
         if len(good) == len(rows):
             out.flush()
             del out
@@ -566,7 +772,7 @@ def _decode(
         classes = sorted(set(labels))
         number_of = {label: number for number, label in enumerate(classes)}
         chosen = [told for told in (config.where, f"at most {config.limit} a class" if config.limit else "") if told]
-        name = path.parent.name if path.stem == "manifest" else path.stem
+        name = path.absolute().parent.name if path.stem == "manifest" else path.stem
         return _store(
             cache,
             key,

@@ -9,7 +9,8 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import cos, pi
 from pathlib import Path
@@ -26,7 +27,7 @@ from guided.data import Dataset
 from guided.folds import Fold
 from guided.growth import is_warmup, length_at
 from guided.guide import EmbeddingGuide
-from guided.losses import LOSSES, Guide2DLoss, LossObject, penalty
+from guided.losses import LOSSES, Guide2DLoss, LossObject, Setting, class_weights, norm_penalty
 from guided.metrics import Cells, accuracy, evaluate, f1_per_class, macro_f1
 
 Epoch = dict[str, float]
@@ -50,7 +51,7 @@ class FoldResult:
     predicted: np.ndarray  # (T,) classes
     scores: np.ndarray  # (T, C) float32
     embedding: np.ndarray  # (T, n) float16, of the test cells at the best epoch
-    guide: np.ndarray  # (C, n) the points the embedding was drawn to at the best epoch
+    guide: np.ndarray | None  # (C, n) the points the cells were drawn to at the best epoch; None: the loss has none
     notes: list[str] = field(default_factory=list)
 
 
@@ -111,16 +112,40 @@ class _Run:
             torch.manual_seed(int(self._rng(0).integers(2**62)))
             self.net = EmbeddingNet(config.backbone, config.embedding.length)
         self.net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizers = Optimizers(self.net, config.train.learning_rate, config.train.weight_decay)
+        weights = None
+        if config.train.balance == "weights":
+            frequency = class_weights(data.labels[fold.train], len(data.classes))
+            weights = torch.as_tensor(frequency, dtype=torch.float32, device=device)
+        generator = torch.Generator().manual_seed(int(self._rng(3).integers(2**62)))
+        setting = Setting(guide, config.embedding.length, device, generator, weights)
+        self.loss: LossObject = LOSSES[config.loss.name](config.loss, setting)
+        self.warmup_loss: LossObject = Guide2DLoss(Guide2D(), setting)
+        self.optimizers = Optimizers(
+            self.net,
+            config.train.learning_rate,
+            config.train.weight_decay,
+            sliced=self.loss.sliced.values(),
+            whole=self.loss.whole.values(),
+        )
         self.images = Images.of(data.images, fold.train, device)
-        self.loss: LossObject = LOSSES[config.loss.name](config.loss, guide.points, device)
-        self.warmup_loss: LossObject = Guide2DLoss(Guide2D(), guide.points, device)
         self.history: list[Epoch] = []
         self.best: dict[str, Any] = {"epoch": -1, "f1": -1.0}
 
     def _rng(self, *stream: int) -> np.random.Generator:
         # A stream per purpose and epoch: nothing of a random state needs to be saved to go on from a checkpoint.
         return np.random.default_rng([self.seed, self.fold.partition, self.fold.index, *stream])
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Pass through the net in train.precision. CUDA's switches are the process's: set anew for each pass, because
+        fold runs of other variants may share it."""
+        precision = self.config.train.precision
+        if self.device.type == "cuda":
+            kind = "tf32" if precision == "tf32" else "ieee"
+            torch.backends.cuda.matmul.fp32_precision = kind
+            torch.backends.cudnn.conv.fp32_precision = kind  # type: ignore[attr-defined]  # torch's default is tf32
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield
 
     @property
     def over(self) -> bool:
@@ -134,11 +159,13 @@ class _Run:
     def epoch(self) -> Epoch:
         """Train one epoch, score it on the validation cells, let the loss learn from the training embedding."""
         config, epoch = self.config, len(self.history)
-        length = length_at(epoch, config.embedding, config.train.epochs)
+        past = [(int(before["embedding/length"]), before["val/f1_macro"]) for before in self.history]
+        length = length_at(epoch, config.embedding, config.train.epochs, past)
         warmup = is_warmup(epoch, config.embedding)
         started = time.perf_counter()
         record: Epoch = {"epoch": float(epoch), "embedding/length": float(length)}
-        record |= self._train(epoch, length, self.warmup_loss if warmup else self.loss)
+        loss = self.warmup_loss if warmup else self.loss
+        record |= self._train(epoch, length, loss)
         trained = time.perf_counter()
         fold, labels = self.fold, self.data.labels
         train, validation = self.embed(fold.train, length), self.embed(fold.validation, length)
@@ -147,12 +174,19 @@ class _Run:
         embedded = time.perf_counter()
         predicted = self._validate(train, validation)
         record["val/f1_macro"] = macro_f1(labels[fold.validation], predicted, len(self.data.classes))
+        by_head = loss.predict(validation)
+        if by_head is not None:
+            record["val/f1_macro_head"] = macro_f1(labels[fold.validation], by_head, len(self.data.classes))
         validated = time.perf_counter()
         if record["val/f1_macro"] > self.best["f1"]:
             state = {key: value.detach().cpu().clone() for key, value in self.net.state_dict().items()}
-            current = self.warmup_loss if warmup else self.loss
-            points = torch.from_numpy(np.asarray(current.points(length), dtype=np.float32).copy())
-            self.best = {"epoch": epoch, "f1": record["val/f1_macro"], "length": length, "net": state, "guide": points}
+            self.best = {
+                "epoch": epoch,
+                "f1": record["val/f1_macro"],
+                "length": length,
+                "net": state,
+                "loss": loss.state(),
+            }
         last_of_warmup = warmup and not is_warmup(epoch + 1, config.embedding)
         if self.loss.needs_refresh and (not warmup or last_of_warmup):
             seed = int(self._rng(2, epoch).integers(2**31))
@@ -174,10 +208,15 @@ class _Run:
         self.optimizers.prepare(rate, length)
         self.net.train()
         batches = len(rows) // config.batch_size  # the last, smaller batch is dropped
+        given = self.config.norm.weight
+        norm_weight = loss.norm_weight if given == "auto" else given
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in rows[: batches * config.batch_size].reshape(batches, config.batch_size):
-            p = self.net(augmented(self.images.batch(batch), self.config.augment, rng), length)
-            own, norm = loss(p, self.labels[torch.from_numpy(batch).to(self.device)]), penalty(p, self.config.norm)
+            images = augmented(self.images.batch(batch), self.config.augment, rng)
+            with self._precision():
+                p = self.net(images, length)
+            own = loss(p, self.labels[torch.from_numpy(batch).to(self.device)])
+            norm = norm_weight * norm_penalty(p, self.config.norm.kind)
             self.optimizers.step(own + norm)
             totals += torch.stack([own.detach(), norm.detach()]).double()
         # One look per epoch: a loss that was not finite once stays so in the sum, and the device need not wait.
@@ -193,7 +232,7 @@ class _Run:
     def _order(self, rng: np.random.Generator) -> np.ndarray:
         """Training rows of an epoch: shuffled, or drawn so that every class comes equally often."""
         rows = self.fold.train
-        if self.config.train.balance == "none":
+        if self.config.train.balance != "sampler":
             return rng.permutation(rows)
         labels = self.data.labels[rows]
         counts = np.bincount(labels, minlength=len(self.data.classes))
@@ -204,10 +243,11 @@ class _Run:
     def embed(self, rows: np.ndarray, length: int) -> np.ndarray:
         """Embedding (R, length) float32 of `rows`, without augmentation."""
         self.net.eval()
-        parts = [
-            self.net(self.images.batch(rows[start : start + 256]), length).float().cpu()
-            for start in range(0, len(rows), 256)
-        ]
+        with self._precision():
+            parts = [
+                self.net(self.images.batch(rows[start : start + 256]), length).cpu()
+                for start in range(0, len(rows), 256)
+            ]
         embedding = torch.cat(parts).numpy()
         if not np.isfinite(embedding).all():
             raise Diverged(f"epoch {len(self.history)}: the embedding has values that are not finite")
@@ -227,6 +267,9 @@ class _Run:
         started = time.perf_counter()
         fold, labels, classes = self.fold, self.data.labels, self.data.classes
         self.net.load_state_dict(self.best["net"])
+        warmup = is_warmup(int(self.best["epoch"]), self.config.embedding)
+        loss = self.warmup_loss if warmup else self.loss
+        loss.restore(self.best["loss"])
         length = int(self.best["length"])
         train = self.embed(fold.train, length)
         chosen = classify.grid_search(train, labels[fold.train], len(classes), self.config.classifier, seed=self.seed)
@@ -243,15 +286,19 @@ class _Run:
             "data/validation_cells": float(len(fold.validation)),
             "data/test_cells": float(len(fold.test)),
         }
+        by_head = loss.predict(test)
+        if by_head is not None:
+            metrics["test/f1_macro_head"] = macro_f1(true, by_head, len(classes))
         per_class = zip(classes, f1_per_class(true, predicted, len(classes)), strict=True)
         metrics |= {f"test/f1/{name}": float(f1) for name, f1 in per_class if not np.isnan(f1)}
+        points = loss.points(length)
         metrics |= evaluate(
             self.guide,
             Cells(train, labels[fold.train]),
             Cells(self.embed(fold.validation, length), labels[fold.validation]),
             Cells(test, true),
             predicted,
-            points=self.best["guide"].numpy(),
+            points=points,
             maturity=None if self.data.maturity is None else self.data.maturity[fold.test],
         )
         for part in ("train", "embed", "validate", "refresh"):
@@ -261,7 +308,7 @@ class _Run:
             metrics[f"time/{part}_total"] for part in ("train", "embed", "validate", "refresh")
         )
         notes = list(fold.notes)
-        if is_warmup(int(self.best["epoch"]), self.config.embedding):
+        if warmup:
             notes.append("best epoch lies in the warm-up")
         if length < self.config.embedding.length:
             notes.append(f"length {length} of {self.config.embedding.length} at the best epoch")
@@ -274,7 +321,7 @@ class _Run:
             predicted=predicted,
             scores=chosen.scores(test),
             embedding=test.astype(np.float16),
-            guide=self.best["guide"].numpy(),
+            guide=None if points is None else np.asarray(points, dtype=np.float32),
             notes=notes,
         )
 

@@ -3,6 +3,7 @@
     expression := term ('or' term)*          term := factor ('and' factor)*
     factor     := 'not' factor | '(' expression ')' | column operator value | column ['not'] 'in' '(' value, … ')'
     operator   := == != < <= > >=            value := 'text' | "text" | number
+    column     := word | `any name`
 
 Nothing is evaluated as code. A number compares with the cell read as a number, a text with the cell as it stands.
 """
@@ -21,11 +22,13 @@ Value = str | float
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?![\w])"
     r"|(?P<text>'[^']*'|\"[^\"]*\")"
+    r"|`(?P<name>[^`]*)`"
     r"|(?P<operator>==|!=|<=|>=|<|>)"
     r"|(?P<sign>[(),])"
     r"|(?P<word>[^\W\d][\w.]*))"
 )
 _WORDS = ("and", "or", "not", "in")
+_DEEPEST = 50  # nested brackets and nots: far more than a person writes, far less than Python's stack
 
 
 class _Token(NamedTuple):
@@ -52,6 +55,7 @@ class _Parser:
         self._text, self._columns = expression, columns
         self._tokens = self._split()
         self._at = 0
+        self._depth = 0
 
     def _split(self) -> list[_Token]:
         tokens, position = [], 0
@@ -59,9 +63,12 @@ class _Parser:
             found = _TOKEN.match(self._text, position)
             if found is None or found.lastgroup is None:
                 start = position + len(self._text[position:]) - len(self._text[position:].lstrip())
-                raise self._error(start, f"{self._text[start]!r} cannot be read; quote texts like 'A'")
+                hint = "equality is written ==" if self._text[start] == "=" else "quote texts like 'A'"
+                raise self._error(start, f"{self._text[start]!r} cannot be read; {hint}")
             kind, text = found.lastgroup, found.group(found.lastgroup)
-            tokens.append(_Token(text if text in _WORDS else kind, text, found.start(kind)))
+            if kind == "word" and text in _WORDS:
+                kind = text
+            tokens.append(_Token(kind, text, found.start(found.lastgroup)))
             position = found.end()
         tokens.append(_Token("end", "", len(self._text)))
         return tokens
@@ -81,7 +88,8 @@ class _Parser:
         return None
 
     def _error(self, position: int, told: str) -> ValueError:
-        return ValueError(f"where: {told}\n    {self._text}\n    {' ' * position}^")
+        line = re.sub(r"\s", " ", self._text)  # so that the mark stands under its place
+        return ValueError(f"where: {told}\n    {line}\n    {' ' * position}^")
 
     def wrong(self, expected: str) -> ValueError:
         """The error for a token that does not fit."""
@@ -101,14 +109,21 @@ class _Parser:
         return tests[0] if len(tests) == 1 else lambda row: all(test(row) for test in tests)
 
     def _factor(self) -> Test:
-        if self._take("not"):
-            inner = self._factor()
-            return lambda row: not inner(row)
-        if self._take("sign", "("):
+        start = self.token
+        if start.kind != "not" and (start.kind, start.text) != ("sign", "("):
+            return self._comparison()
+        self._next()
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise self._error(start.position, f"more than {_DEEPEST} brackets and nots inside each other")
+        if start.kind == "not":
+            negated = self._factor()
+            inner: Test = lambda row: not negated(row)  # noqa: E731
+        else:
             inner = self.expression()
             self._close()
-            return inner
-        return self._comparison()
+        self._depth -= 1
+        return inner
 
     def _close(self) -> None:
         if not self._take("sign", ")"):
@@ -131,7 +146,7 @@ class _Parser:
         return lambda row: any(test(row) for test in tests) != negated
 
     def _column(self) -> str:
-        token = self._take("word")
+        token = self._take("word") or self._take("name")
         if token is None:
             raise self.wrong("a column")
         if token.text not in self._columns:

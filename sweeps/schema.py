@@ -46,10 +46,12 @@ NOTES = "notes"  # JSON list of what a reader must know (class absent from the t
 # per epoch, step = epoch (from 0)
 TRAIN_LOSS = "train/loss"
 VAL_F1 = "val/f1_macro"
+VAL_F1_HEAD = "val/f1_macro_head"  # of the loss's own head, where it has one
 LENGTH = "embedding/length"
 GUIDE_SHIFT = "guide/shift"
 # once
 TEST_F1 = "test/f1_macro"
+TEST_F1_HEAD = "test/f1_macro_head"  # absent where the best epoch lies in the warm-up: the head was not trained
 TEST_ACCURACY = "test/accuracy"
 TEST_F1_CLASS = "test/f1/"  # + class
 # over the lineages of the guide, in stages (guided.metrics)
@@ -97,7 +99,8 @@ CV = "cv/"  # cv/<metric>_mean, cv/<metric>_std (ddof 1 over folds, seeds averag
 
 # --- artifacts of a fold run ----------------------------------------------------------------------------------------
 PREDICTIONS = "predictions.parquet"  # id, true, predicted, score per class
-ARRAYS = "arrays.npz"  # test_embedding (N, n) fp16, test_labels, guide (C, n), guide_2d (C, 2), classes
+ARRAYS = "arrays.npz"  # test_embedding (N, n) fp16, test_labels, guide_2d (C, 2), classes
+# and guide (C, n) where the loss draws cells to points
 RECORD = "record.json"
 
 

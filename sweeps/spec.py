@@ -46,8 +46,10 @@ class SweepFile(Strict):
     question: str
     kind: Literal["ablation"]
     base: dict[str, Any] = Field(default_factory=dict)  # configuration keys, dotted or nested
-    vary: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(min_length=1)  # full grid
-    baseline: dict[str, Any]  # one value for each varied key
+    # Either `vary`, the full grid of the listed values, or `variants`, a name and its own keys for each.
+    vary: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    baseline: dict[str, Any] | str  # one value for each varied key, or the name of a variant
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     partitions: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     metric: Literal["test/f1_macro", "test/accuracy"] = "test/f1_macro"
@@ -90,9 +92,14 @@ class Sweep:
     def base_id(self) -> str:
         """What all variants share, hashed: the baseline's configuration without the varied keys."""
         baseline = next(variant for variant in self.variants if variant.baseline)
-        shared = flat(baseline.config.model_dump(mode="json"))
-        for key in baseline.varied:
-            shared = {name: value for name, value in shared.items() if name != key and not name.startswith(f"{key}.")}
+        varied = {key for variant in self.variants for key in variant.varied}
+        # Another loss has other options: where the loss varies, none of them is shared.
+        varied = {"loss" if key == "loss.name" else key for key in varied}
+        shared = {
+            name: value
+            for name, value in flat(baseline.config.model_dump(mode="json")).items()
+            if not any(name == key or name.startswith(f"{key}.") for key in varied)
+        }
         return content_id(shared)
 
 
@@ -192,21 +199,18 @@ def load_sweep(
     data_model = _checked(Data, data_values, "data.", problems)
     resources = _checked(Resources, resources_values, "resources.", problems)
 
-    baseline = flat(file.baseline)
     variants: list[Variant] = []
-    for values in itertools.product(*file.vary.values()):
-        varied = dict(zip(file.vary, values, strict=True))
+    for name, varied, is_baseline in _rows(file):
         config = _config(chosen, flat(file.base), own, varied, problems)
         if config is not None:
-            variants.append(Variant(label(varied), config, varied, baseline == varied))
+            variants.append(Variant(name, config, varied, is_baseline))
     twins: dict[str, str] = {}
     for variant in variants:
         twin = twins.setdefault(variant.config.id, variant.label)
         if twin != variant.label:
             problems.append(f"variants {twin!r} and {variant.label!r} differ in nothing")
     if not problems and not any(variant.baseline for variant in variants):
-        options = ", ".join(f"{key}: {list(values)}" for key, values in file.vary.items())
-        problems.append(f"baseline {baseline} is not among the variants; choose one value of each of {options}")
+        problems.append(_no_baseline(file))
     if problems or data_model is None or resources is None:
         raise SpecError(str(path), problems)
     return Sweep(
@@ -220,6 +224,27 @@ def load_sweep(
         partitions=file.partitions,
         metric=file.metric,
     )
+
+
+def _rows(file: SweepFile) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """Label, varied keys and whether it is the baseline, of every variant in the order of the file."""
+    if file.variants:
+        for name, keys in file.variants.items():
+            yield name, flat(keys), name == file.baseline
+        return
+    baseline = flat(file.baseline) if isinstance(file.baseline, Mapping) else None
+    for values in itertools.product(*file.vary.values()):
+        varied = dict(zip(file.vary, values, strict=True))
+        yield label(varied), varied, varied == baseline
+
+
+def _no_baseline(file: SweepFile) -> str:
+    if file.variants:
+        return f"baseline {file.baseline!r} is not among the variants: {', '.join(file.variants)}" + _did_you_mean(
+            str(file.baseline), file.variants
+        )
+    options = ", ".join(f"{key}: {list(values)}" for key, values in file.vary.items())
+    return f"baseline {file.baseline!r} is not among the variants; choose one value of each of {options}"
 
 
 def label(varied: Mapping[str, Any]) -> str:
@@ -263,12 +288,19 @@ def _parse_settings(text: str) -> tuple[dict[str, Any], dict[str, Any], dict[str
 
 
 def _structure_problems(file: SweepFile, settings: Mapping[str, Any]) -> Iterator[str]:
+    if bool(file.vary) == bool(file.variants):
+        yield "a sweep needs either `vary` (listed values, full grid) or `variants` (named ones)"
+    for name, keys in file.variants.items():
+        for key in settings:
+            if key in flat(keys):
+                yield f"SET gives {key!r}, which variant {name!r} sets"
     for key in settings:
         if key in file.vary:
             yield f"SET gives {key!r}, which the sweep varies over {list(file.vary[key])}"
-    for key, values in file.vary.items():
+    for key in [*file.vary, *(key for keys in file.variants.values() for key in flat(keys))]:
         if key.split(".")[0] == "folds":
-            yield f"vary: {key!r} would give variants different folds, and nothing could be compared on the same cells"
+            yield f"{key!r} would give variants different folds, and nothing could be compared on the same cells"
+    for key, values in file.vary.items():
         repeated = [value for index, value in enumerate(values) if value in values[:index]]
         if repeated:
             yield f"vary: {key!r} lists {repeated[0]!r} twice"
@@ -330,8 +362,11 @@ def _validate(model: type[Any], values: Mapping[str, Any]) -> Any:
 
 
 def _told(error: Any, prefix: str = "") -> str:
-    # The tag of a discriminated union stands in the location; it is no key a person wrote.
-    place = [str(part) for part in error["loc"] if str(part) not in loss_names()]
+    # The tag of a discriminated union stands in the location; it is no key a person wrote. (Only there: `distance` is
+    # the name of a loss and of an option.)
+    place = [str(part) for part in error["loc"]]
+    if place[0] == "loss":
+        del place[1:2]
     given = "" if error["type"] == "missing" else f" (given: {error['input']!r})"
     return f"{prefix}{'.'.join(place)}: {error['msg'].lower()}{given}"
 

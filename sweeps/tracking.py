@@ -26,7 +26,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -55,6 +55,7 @@ class Tracker:
         self._client = MlflowClient(tracking_uri=uri)
         self._records = Records(study.out)
         self._common = _common_tags(study)
+        self._input = _dataset_input(study)
         self._experiment = self._make_experiment(uri)
         self._parents = {variant.label: self._parent(index, variant) for index, variant in _numbered(study)}
         self._children = self._existing_children()
@@ -66,7 +67,9 @@ class Tracker:
             return str(found.experiment_id)
         # A server keeps its own artifact store; beside SQLite they go under OUT.
         location = (self._study.out / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-        return str(self._client.create_experiment(name, artifact_location=location))
+        # Without its kind the UI opens on traces of language models instead of runs.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return str(self._client.create_experiment(name, artifact_location=location, tags=tags))
 
     def _search(self, *conditions: tuple[str, str]) -> list[Any]:
         where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in conditions)
@@ -107,6 +110,7 @@ class Tracker:
             run_id = str(run.info.run_id)
         parameters = [Param(key, value) for key, value in _parameters(study, variant).items()]
         self._client.log_batch(run_id, params=parameters, tags=_run_tags(tags))
+        self._client.log_inputs(run_id, datasets=[self._input])
         return run_id
 
     def _existing_children(self) -> dict[str, Any]:
@@ -166,6 +170,7 @@ class Tracker:
         )
         for start in range(0, len(metrics), BATCH):
             self._client.log_batch(mlflow_id, metrics=metrics[start : start + BATCH])
+        self._client.log_inputs(mlflow_id, datasets=[self._input])
         for path in [record.folder / schema.RECORD, *record.artifacts()]:
             self._client.log_artifact(mlflow_id, str(path))
         status = "FINISHED" if record.status == "finished" else "FAILED"
@@ -289,6 +294,17 @@ def _parameters(study: Study, variant: Variant) -> dict[str, str]:
         text = value if isinstance(value, str) else json.dumps(value)
         shown[key] = text[:6000]  # MLflow's limit
     return shown
+
+
+def _dataset_input(study: Study) -> DatasetInput:
+    """The data set as MLflow shows it: name and digest, and the options that made it. Logging it again changes
+    nothing, because MLflow knows a data set by name and digest."""
+    data = study.data
+    source = json.dumps(study.sweep.data.model_dump(mode="json"), ensure_ascii=False)
+    profile = json.dumps({"cells": len(data.labels), "classes": len(data.classes), "size": study.sweep.data.size})
+    kind = "code" if study.sweep.data.source == "synthetic" else "local"
+    described = Dataset(data.name, data.fingerprint, source_type=kind, source=source, profile=profile)
+    return DatasetInput(described, tags=[InputTag("mlflow.data.context", "cross-validation")])
 
 
 def _common_tags(study: Study) -> dict[str, str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from itertools import pairwise, permutations
-from math import exp, log, sqrt
+from itertools import pairwise, permutations, product
+from math import atan, cos, exp, gamma, log, pi, sqrt
 
 import numpy as np
 
@@ -28,9 +28,211 @@ def norm_penalty(p: np.ndarray, kind: str) -> float:
     return total / len(p)
 
 
+def _between(a: np.ndarray, b: np.ndarray, distance: str) -> float:
+    if distance == "l1":
+        return sum(abs(x - y) for x, y in zip(a, b, strict=True))
+    return sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
+
+
+def distance_loss(
+    p: np.ndarray,
+    target: np.ndarray,
+    distance: str,
+    difference: str,
+    form: str,
+    floor: float = 1.0,
+    weights: list[float] | None = None,
+) -> float:
+    """Eq. 2: 2 / (b(b-1)) times the sum over i > j."""
+    b = len(p)
+    pairs = [(i, j) for i in range(b) for j in range(i)]
+    if not pairs:
+        return 0.0
+    d = {(i, j): _between(p[i], p[j], distance) for i, j in pairs}
+    wanted = {(i, j): _between(target[i], target[j], distance) for i, j in pairs}
+    if form == "scale_free":
+        mean_d, mean_wanted = sum(d.values()) / len(pairs), sum(wanted.values()) / len(pairs)
+        if mean_wanted == 0:
+            return 0.0
+        d = {pair: value / mean_d for pair, value in d.items()}
+        wanted = {pair: value / mean_wanted for pair, value in wanted.items()}
+    total = 0.0
+    for i, j in pairs:
+        value = d[i, j] - wanted[i, j]
+        if form == "relative":
+            value /= max(wanted[i, j], floor)
+        value = abs(value) if difference == "absolute" else value**2
+        total += value * (1.0 if weights is None else (weights[i] + weights[j]) / 2)
+    return 2 / (b * (b - 1)) * total
+
+
+def triplets(p: np.ndarray, labels: list[int], mining: str, margin: float) -> set[tuple[int, int, int]]:
+    """Every triplet of the batch looked at; ties would go to the first."""
+    b = len(p)
+    found = set()
+    for a in range(b):
+        positives = [i for i in range(b) if i != a and labels[i] == labels[a]]
+        negatives = [i for i in range(b) if labels[i] != labels[a]]
+        if mining == "batch_hard":
+            if positives and negatives:
+                far = max(positives, key=lambda i: _between(p[a], p[i], "l2"))
+                near = min(negatives, key=lambda i: _between(p[a], p[i], "l2"))
+                found.add((a, far, near))
+            continue
+        for i in positives:
+            for j in negatives:
+                if 0 < _between(p[a], p[j], "l2") - _between(p[a], p[i], "l2") <= margin:
+                    found.add((a, i, j))
+    return found
+
+
+def triplet_loss(
+    p: np.ndarray, labels: list[int], mining: str, margin: float, weights: list[float] | None = None
+) -> float:
+    """Mean over the mined triplets of the hinge, each weighed by its anchor."""
+    found = triplets(p, labels, mining, margin)
+    total = 0.0
+    for a, i, j in found:
+        hinge = max(0.0, _between(p[a], p[i], "l2") - _between(p[a], p[j], "l2") + margin)
+        total += hinge * (1.0 if weights is None else weights[a])
+    return total / len(found) if found else 0.0
+
+
+def class_centre_triplet_loss(
+    p: np.ndarray, labels: list[int], margin: float, anchor: str, class_weight: dict[int, float] | None = None
+) -> float:
+    """Lei et al. 2020: class means of the batch as anchors, or as positives and negatives of each cell."""
+    present = sorted(set(labels))
+    if len(present) < 2:
+        return 0.0
+    members = {c: [p[i] for i in range(len(p)) if labels[i] == c] for c in present}
+    centres = {c: [sum(x[k] for x in members[c]) / len(members[c]) for k in range(p.shape[1])] for c in present}
+    terms = []
+    for c in present:
+        if anchor == "centre":
+            far = max(_between(centres[c], x, "l2") for x in members[c])
+            near = min(_between(centres[c], x, "l2") for other in present if other != c for x in members[other])
+            terms.append((c, far - near + margin))
+        else:
+            for x in members[c]:
+                near = min(_between(x, centres[other], "l2") for other in present if other != c)
+                terms.append((c, _between(x, centres[c], "l2") - near + margin))
+    weight = class_weight or dict.fromkeys(present, 1.0)
+    return sum(weight[c] * max(0.0, value) for c, value in terms) / len(terms)
+
+
+def cross_entropy(logits: np.ndarray, targets: np.ndarray, weights: list[float] | None = None) -> float:
+    """Mean over the batch; targets (B, C) are shares."""
+    total = 0.0
+    for i, (row, target) in enumerate(zip(logits, targets, strict=True)):
+        norm = sum(exp(value) for value in row)
+        value = -sum(t * log(exp(x) / norm) for t, x in zip(target, row, strict=True))
+        total += value * (1.0 if weights is None else weights[i])
+    return total / len(logits)
+
+
+def supervised_contrastive_loss(
+    p: np.ndarray, labels: list[int], temperature: float, weights: list[float] | None = None
+) -> float:
+    """Khosla et al. 2020, eq. 2, over the cells that have a partner."""
+    z = [row / sqrt(sum(value**2 for value in row)) for row in p]
+
+    def closeness(i: int, j: int) -> float:
+        return exp(sum(x * y for x, y in zip(z[i], z[j], strict=True)) / temperature)
+
+    terms = []
+    for i in range(len(p)):
+        partners = [j for j in range(len(p)) if j != i and labels[j] == labels[i]]
+        if partners:
+            norm = sum(closeness(i, a) for a in range(len(p)) if a != i)
+            value = -sum(log(closeness(i, j) / norm) for j in partners) / len(partners)
+            terms.append(value * (1.0 if weights is None else weights[i]))
+    return sum(terms) / len(terms) if terms else 0.0
+
+
+def prototype_loss(
+    p: np.ndarray,
+    points: np.ndarray,
+    labels: list[int],
+    temperature: float,
+    pull: float,
+    weights: list[float] | None = None,
+) -> float:
+    """Yang et al. 2018: softmax over negative squared distances, and the squared distance to the own point."""
+    total = 0.0
+    for i, (x, label) in enumerate(zip(p, labels, strict=True)):
+        squared = [_between(x, point, "l2") ** 2 for point in points]
+        norm = sum(exp(-value / temperature) for value in squared)
+        value = -log(exp(-squared[label] / temperature) / norm) + pull * squared[label]
+        total += value * (1.0 if weights is None else weights[i])
+    return total / len(p)
+
+
+def soften(distances: np.ndarray, beta: float) -> np.ndarray:
+    """Bertinetto et al. 2020, eq. 4."""
+    longest = max(value for row in distances for value in row)
+    rows = []
+    for row in distances:
+        shares = [exp(-beta * value / longest) for value in row]
+        rows.append([share / sum(shares) for share in shares])
+    return np.array(rows)
+
+
 def length_paper(epoch: int, longest: int) -> int:
     """3.3: n = min(max(epoch, 2), n_max)."""
     return min(max(epoch, 2), longest)
+
+
+def length_growing(epoch: int, longest: int, factor: int) -> int:
+    """3.3 with 4.1's factor, the first three epochs kept at 2: the embedding opens `factor` components an epoch."""
+    length = 2
+    for now in range(epoch + 1):
+        if now > 2:
+            for _ in range(factor):
+                if length < longest:
+                    length += 1
+    return length
+
+
+def length_literal(epoch: int, longest: int, factor: int) -> int:
+    """3.3 with 4.1's factor before the epoch: n = min(max(factor · epoch, 2), n_max)."""
+    length = 0
+    for _ in range(epoch):
+        length += factor
+    if length < 2:
+        length = 2
+    return longest if length > longest else length
+
+
+def length_staged(epoch: int, longest: int, step: int, full_at: int) -> int:
+    """Lengths 2, 2·step, 2·step², …, n_max; the k-th of K growths falls on share k / K of the way from epoch 2 on."""
+    lengths = [2]
+    while lengths[-1] < longest:
+        lengths.append(min(lengths[-1] * step, longest))
+    now = 2
+    for k, length in enumerate(lengths):
+        if k > 0 and (epoch - 2) * (len(lengths) - 1) >= k * (full_at - 2):
+            now = length
+    return now
+
+
+def lengths_plateau(scores: list[float], longest: int, step: int, patience: int) -> list[int]:
+    """Length of each epoch 0 … len(scores): multiplied when no epoch of the last `patience` beat those before them.
+
+    Epochs 0-2 have length 2 and do not count; each new length starts counting anew.
+    """
+    lengths, best, waited = [], None, 0
+    length = 2
+    for epoch in range(len(scores) + 1):
+        if best is not None and waited >= patience and length < longest:
+            length, best, waited = min(length * step, longest), None, 0
+        lengths.append(length)
+        if epoch >= 3 and epoch < len(scores):
+            if best is None or scores[epoch] > best:
+                best, waited = scores[epoch], 0
+            else:
+                waited += 1
+    return lengths
 
 
 def low_pass(previous: np.ndarray, fresh: np.ndarray, alpha: float) -> np.ndarray:
@@ -68,6 +270,92 @@ def adam_row(gradients: list[float], start: float, lr: float, decay: float = 0.0
         value -= lr * (m / (1 - 0.9**t)) / (sqrt(v / (1 - 0.999**t)) + 1e-8)
         values.append(value)
     return values
+
+
+def imbalance(counts: list[list[int]], shares: list[float]) -> float:
+    """Root of the mean over parts of (q - 1)², q a part's cells over those it should hold: half from the mean over the
+    classes that occur, half from the sizes. `counts` by part and class."""
+    classes = [c for c in range(len(counts[0])) if sum(part[c] for part in counts) > 0]
+    cells = sum(sum(part) for part in counts)
+    total = 0.0
+    for part, share in zip(counts, shares, strict=True):
+        by_class = [(part[c] / (share * sum(other[c] for other in counts)) - 1) ** 2 for c in classes]
+        total += 0.5 * sum(by_class) / len(classes) + 0.5 * (sum(part) / (share * cells) - 1) ** 2
+    return sqrt(total / len(counts))
+
+
+# --- statistics -----------------------------------------------------------------------------------------------------
+
+
+def correlated_t(differences: list[float], rho: float, rope: float) -> tuple[float, float, float]:
+    """Corani & Benavoli (2015): Student t with k - 1 degrees of freedom, location the mean, scale² =
+    (1/k + rho/(1-rho)) · variance; its mass below, inside and above the rope, by numerical integration."""
+    k = len(differences)
+    mean = sum(differences) / k
+    variance = sum((value - mean) ** 2 for value in differences) / (k - 1)
+    scale = sqrt((1 / k + rho / (1 - rho)) * variance)
+
+    def mass_from_centre(t: float) -> float:
+        """P(0 < T < t), over the angle atan(T / sqrt(df)), where the density is a power of the cosine."""
+        df = k - 1
+        norm = gamma((df + 1) / 2) / (sqrt(pi) * gamma(df / 2))
+        steps = 500
+        width = atan(t / sqrt(df)) / steps
+        return sum(norm * cos((step + 0.5) * width) ** (df - 1) * width for step in range(steps))
+
+    below = 0.5 + mass_from_centre((-rope - mean) / scale)
+    up_to = 0.5 + mass_from_centre((rope - mean) / scale)
+    return below, up_to - below, 1 - up_to
+
+
+def benjamini_hochberg(p_values: list[float]) -> list[float]:
+    """Smallest over all p of this rank or a higher one of p · m / rank."""
+    m = len(p_values)
+    ordered = sorted(p_values)
+    corrected = []
+    for p in p_values:
+        candidates = [min(1.0, ordered[rank - 1] * m / rank) for rank in range(1, m + 1) if ordered[rank - 1] >= p]
+        corrected.append(min(candidates))
+    return corrected
+
+
+def cluster_differences(
+    true: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray, classes: int, draws: np.ndarray
+) -> list[float]:
+    """Difference in macro-F1 over the cells of the groups drawn, each as often as it was drawn."""
+    cells = [[i for i in range(len(true)) if groups[i] == group] for group in range(draws.shape[1])]
+    found = []
+    for draw in draws:
+        rows = [i for group, copies in enumerate(draw) for _ in range(copies) for i in cells[group]]
+        labels = true[rows].tolist()
+        found.append(macro_f1(labels, first[rows].tolist(), classes) - macro_f1(labels, second[rows].tolist(), classes))
+    return found
+
+
+def signed_rank_p(values: list[int]) -> float:
+    """Two-sided p of the signed-rank sum, by every assignment of signs; zeros dropped, tied ranks averaged."""
+    kept = [value for value in values if value != 0]
+    if not kept:
+        return 1.0
+    sizes = sorted(abs(value) for value in kept)
+    ranks = [sum(i + 1 for i, size in enumerate(sizes) if size == abs(v)) / sizes.count(abs(v)) for v in kept]
+    observed = sum(rank for rank, value in zip(ranks, kept, strict=True) if value > 0)
+    sums = [sum(r for r, sign in zip(ranks, signs, strict=True) if sign) for signs in product((0, 1), repeat=len(kept))]
+    above = sum(one >= observed - 1e-9 for one in sums) / len(sums)
+    under = sum(one <= observed + 1e-9 for one in sums) / len(sums)
+    return min(1.0, 2 * min(above, under))
+
+
+def friedman_p(scores: np.ndarray) -> float:
+    """Share of all assignments of ranks within data sets whose rank sums spread as much as those seen."""
+    sets, methods = scores.shape
+
+    def spread(rows: list[tuple[int, ...]]) -> int:
+        return sum(sum(row[method] for row in rows) ** 2 for method in range(methods))
+
+    seen = spread([tuple(sorted(row).index(value) for value in row) for row in scores.tolist()])
+    every = [spread(list(rows)) for rows in product(list(permutations(range(methods))), repeat=sets)]
+    return sum(one >= seen for one in every) / len(every)
 
 
 # --- metrics --------------------------------------------------------------------------------------------------------

@@ -7,10 +7,13 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from guided.backbone import TRUNKS, EmbeddingNet, Optimizers, SlicedAdam
-from guided.config import Backbone
+from guided.config import Backbone, Embedding
+from guided.growth import length_at
 
 SMALL = Backbone(name="densenet_small")
 
@@ -40,6 +43,25 @@ def test_a_sliced_head_is_a_small_head() -> None:
     assert torch.equal(net(x, 3), small(net.trunk(x)))
 
 
+@pytest.mark.parametrize("length", [2, 3, 8])
+def test_gradients_are_those_of_a_small_head_and_zero_beyond(length: int) -> None:
+    torch.manual_seed(0)
+    net = EmbeddingNet(SMALL, 8).eval()
+    small = nn.Linear(net.head.in_features, length)
+    small.load_state_dict({"weight": net.head.weight[:length], "bias": net.head.bias[:length]})
+    x = images()
+    net(x, length).pow(3).sum().backward()
+    trunk = [p.grad.clone() for p in net.trunk.parameters() if p.grad is not None]
+    net.trunk.zero_grad()
+    small(net.trunk(x)).pow(3).sum().backward()
+    for one, other in ((net.head.weight, small.weight), (net.head.bias, small.bias)):
+        assert one.grad is not None and other.grad is not None
+        assert torch.equal(one.grad[:length], other.grad)
+        assert not one.grad[length:].any()
+    again = [p.grad for p in net.trunk.parameters() if p.grad is not None]
+    assert len(trunk) == len(again) and all(map(torch.equal, trunk, again))
+
+
 def test_components_that_are_not_open_do_not_move_and_weight_decay_leaves_them() -> None:
     net = EmbeddingNet(SMALL, 8)
     before = {key: value.clone() for key, value in net.head.state_dict().items()}
@@ -52,12 +74,28 @@ def test_components_that_are_not_open_do_not_move_and_weight_decay_leaves_them()
         assert (value[:3] != before[key][:3]).all()
 
 
+@pytest.mark.parametrize("rule", ["paper", "literal", "staged"])
+def test_while_growing_a_component_first_moves_in_the_epoch_that_opens_it(rule: str) -> None:
+    config = Embedding(length=8, rule=rule)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    net = EmbeddingNet(SMALL, 8)
+    start = net.head.weight.detach().clone()
+    optimizers = Optimizers(net, lr=0.01, weight_decay=0.1)
+    x = images(2)
+    for epoch in range(8):
+        length = length_at(epoch, config, 10)
+        optimizers.prepare(0.01, length)
+        optimizers.step(net(x, length).square().mean())
+        moved = (net.head.weight != start).any(1).tolist()
+        assert moved == [row < length for row in range(8)]
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_open_from_the_start_it_is_torch_adam(decay: float) -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Linear(4, 3), nn.Linear(4, 3)
     theirs.load_state_dict(ours.state_dict())
-    a = SlicedAdam(ours, lr=0.01, weight_decay=decay)
+    a = SlicedAdam(ours.parameters(), lr=0.01, weight_decay=decay)
     b = torch.optim.Adam(theirs.parameters(), lr=0.01, weight_decay=decay)
     x = torch.randn(16, 4)
     for _ in range(20):
@@ -68,22 +106,38 @@ def test_open_from_the_start_it_is_torch_adam(decay: float) -> None:
     assert torch.allclose(ours.weight, theirs.weight, atol=1e-6)
 
 
-def test_a_row_that_opens_late_takes_the_steps_of_a_fresh_adam() -> None:
-    head = nn.Linear(1, 2, bias=False)
-    optimizer = SlicedAdam(head, lr=0.1)
-    gradients = [0.5, -0.2, 0.1, 0.7]
-    start = head.weight[1, 0].item()
-    optimizer.open_rows = 1
-    for _ in range(50):
-        head.weight.grad = torch.ones(2, 1)
+@given(
+    growths=st.lists(st.integers(0, 2), min_size=1, max_size=30),
+    decay=st.sampled_from([0.0, 0.1]),
+    seed=st.integers(0, 2**32),
+)
+def test_every_row_takes_the_steps_of_a_fresh_adam_from_its_opening_on(
+    growths: list[int], decay: float, seed: int
+) -> None:
+    """Rows of weight and bias, opened at any time, against Adam as one number's naive loop; closed rows stay."""
+    rng = np.random.default_rng(seed)
+    head = nn.Linear(2, 6)
+    with torch.no_grad():
+        for p in head.parameters():
+            p.copy_(torch.from_numpy(rng.normal(size=p.shape)))
+    optimizer = SlicedAdam(head.parameters(), lr=0.05, weight_decay=decay)
+    start = torch.column_stack([head.weight, head.bias[:, None]]).detach().double().numpy().copy()  # (6, 3)
+    gradients = rng.normal(size=(len(growths), 6, 3)).astype(np.float32)
+    open_rows, opened = 2, [0, 0]
+    for step, more in enumerate(growths):
+        open_rows = min(open_rows + more, 6)
+        opened += [step] * (open_rows - len(opened))
+        optimizer.open_rows = open_rows
+        head.weight.grad = torch.from_numpy(gradients[step, :, :2].copy())
+        head.bias.grad = torch.from_numpy(gradients[step, :, 2].copy())
         optimizer.step()
-    optimizer.open_rows = 2
-    seen = []
-    for gradient in gradients:
-        head.weight.grad = torch.tensor([[1.0], [gradient]])
-        optimizer.step()
-        seen.append(head.weight[1, 0].item())
-    assert seen == pytest.approx(oracles.adam_row(gradients, start, 0.1), abs=1e-5)
+    end = torch.column_stack([head.weight, head.bias[:, None]]).detach().numpy()
+    assert np.array_equal(end[open_rows:], start[open_rows:].astype(np.float32))
+    for row, since in enumerate(opened):
+        for column in range(3):
+            seen = gradients[since:, row, column].astype(float).tolist()
+            expected = oracles.adam_row(seen, start[row, column], 0.05, decay)[-1]
+            assert end[row, column] == pytest.approx(expected, abs=1e-4)
 
 
 def test_plain_adam_moves_a_late_row_too_far() -> None:

@@ -17,8 +17,9 @@ from guided.data import Dataset
 from guided.folds import Fold, make_folds
 from guided.geometry import effective_rank
 from guided.guide import EmbeddingGuide, load_guide
-from guided.metrics import lineage_distances
-from guided.train import Diverged, Epoch, FoldResult, run_fold
+from guided.losses import LOSSES, class_weights
+from guided.metrics import lineage_distances, macro_f1
+from guided.train import Diverged, Epoch, FoldResult, _Run, run_fold
 
 Inputs = tuple[Dataset, Fold, EmbeddingGuide]
 
@@ -74,6 +75,7 @@ def test_the_best_epoch_is_the_first_of_the_highest_validation_scores(straight: 
     best = int(straight.metrics["best/epoch"])
     assert best == int(np.argmax(scores)) and straight.metrics["best/val_f1_macro"] == max(scores)
     assert straight.metrics["best/length"] == straight.history[best]["embedding/length"]
+    assert straight.guide is not None
     assert straight.embedding.shape[1] == straight.guide.shape[1] == straight.metrics["best/length"]
 
 
@@ -239,8 +241,6 @@ def test_unopened_components_are_zero_everywhere_downstream(inputs: Inputs, quic
 
 
 def test_balanced_sampling_draws_every_class_equally_often(inputs: Inputs, quick: Config) -> None:
-    from guided.train import _Run
-
     data, fold, guide = inputs
     config = quick.model_copy(update={"train": quick.train.model_copy(update={"balance": "sampler"})})
     run = _Run(data, fold, guide, config, 0, torch.device("cpu"))
@@ -248,3 +248,162 @@ def test_balanced_sampling_draws_every_class_equally_often(inputs: Inputs, quick
     present = np.unique(data.labels[fold.train])
     share = np.bincount(data.labels[drawn], minlength=len(data.classes))[present] / len(drawn)
     assert np.allclose(share, 1 / len(present), rtol=0.15)
+
+
+# --- every loss through the loop ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def few(inputs: Inputs) -> Inputs:
+    """A quarter of the fold, for runs of half a second."""
+    data, fold, guide = inputs
+    return data, dataclasses.replace(fold, train=fold.train[::4], validation=fold.validation[::4]), guide
+
+
+def tiny(loss: str, **train: Any) -> Config:
+    options = {"guide_umap": {"n_neighbors": 5, "fit_epochs": 5}}.get(loss, {})
+    return Config.model_validate_json(
+        json.dumps(
+            {
+                "loss": {"name": loss, **options},
+                "embedding": {"length": 4, "factor": 1},
+                "backbone": {"name": "densenet_small"},
+                "train": {"epochs": 5, "batch_size": 32, "learning_rate": 0.003, "weight_decay": 0.01, **train},
+                "classifier": {"families": ["knn"]},
+                "validation": {"classifier": "centroid"},
+            }
+        )
+    )
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+class TestEveryLoss:
+    def test_resumed_at_any_epoch_it_goes_straight(
+        self, few: Inputs, loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The last epoch counts as the best, so that what the result says is the method's, not the warm-up's."""
+        monkeypatch.setattr("guided.train.macro_f1", rising := Rising())
+        config = tiny(loss)
+        straight = drive(few, config)[1]
+        assert straight is not None
+        own = f"train/loss_{loss}"
+        assert [own in epoch for epoch in straight.history[3:]] == [True, True]
+        assert "train/loss_guide2d" in straight.history[2], "the warm-up trains guide2D whatever the method"
+        assert straight.metrics["best/epoch"] == 4 and straight.embedding.shape[1] == 4
+        draws = loss in ("guide2d", "guide_umap", "prototype")
+        assert (straight.guide is not None) == draws
+        for stop in (3, 4, 5):
+            rising.calls = 0
+            folder = tmp_path / str(stop)
+            drive(few, config, stop=stop, checkpoint=folder)
+            _, result = drive(few, config, checkpoint=folder)
+            assert result is not None and lasting(result.history) == lasting(straight.history)
+            assert np.array_equal(result.embedding, straight.embedding)
+            assert not draws or np.array_equal(result.guide, straight.guide)  # type: ignore[arg-type]
+            heads = [{key: value for key, value in run.metrics.items() if "head" in key} for run in (result, straight)]
+            assert heads[0] == heads[1]
+
+    def test_what_leaves_the_finite_numbers_diverges(self, few: Inputs, loss: str) -> None:
+        config = tiny(loss, learning_rate=1e30, epochs=1)
+        config = config.model_copy(
+            update={"embedding": config.embedding.model_copy(update={"warmup": False, "growing": False})}
+        )
+        with pytest.raises(Diverged, match="epoch 0: the training loss is"):
+            drive(few, config)
+
+
+class Rising:
+    """In place of macro-F1: every epoch scores better than the one before it."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, true: np.ndarray, predicted: np.ndarray, classes: int) -> float:
+        self.calls += 1
+        return self.calls + macro_f1(true, predicted, classes) / 2
+
+
+def test_a_head_is_scored_beside_the_classifier(few: Inputs) -> None:
+    """Only where the loss has one, and only once it is trained; the test cells by the head of the best epoch."""
+    config = tiny("ce")
+    config = config.model_copy(
+        update={"embedding": config.embedding.model_copy(update={"warmup": False, "growing": False})}
+    )
+    data, fold, guide = few
+    run = _Run(data, fold, guide, config, 0, torch.device("cpu"))
+    by_epoch = []
+    while not run.over:
+        record = run.epoch()
+        embedded = run.embed(fold.validation, 4)
+        by_epoch.append((run.loss.state(), run.embed(fold.test, 4)))
+        predicted = run.loss.predict(embedded)
+        assert predicted is not None
+        assert record["val/f1_macro_head"] == macro_f1(data.labels[fold.validation], predicted, len(data.classes))
+    result = run.finish()
+    head, test = by_epoch[int(result.metrics["best/epoch"])]
+    logits = test @ head["weight"].numpy() + head["bias"].numpy()
+    expected = macro_f1(data.labels[fold.test], logits.argmax(1), len(data.classes))
+    assert result.metrics["test/f1_macro_head"] == pytest.approx(expected)
+    assert result.guide is None
+
+
+def test_a_head_that_was_not_trained_has_no_score(few: Inputs) -> None:
+    result = drive(few, tiny("ce", epochs=2))[1]
+    assert result is not None
+    assert not any("head" in key for epoch in result.history for key in epoch)
+    assert "test/f1_macro_head" not in result.metrics and "best epoch lies in the warm-up" in result.notes
+    assert result.guide is not None, "at the best epoch the cells were drawn to the drawing"
+
+
+def test_the_head_learns_what_it_is_trained_for(inputs: Inputs) -> None:
+    config = tiny("ce", epochs=6, learning_rate=0.01, weight_decay=0.0)
+    config = config.model_copy(
+        update={"embedding": config.embedding.model_copy(update={"length": 16, "warmup": False, "growing": False})}
+    )
+    result = drive(inputs, config)[1]
+    assert result is not None
+    assert result.history[-1]["train/loss_ce"] < 0.8 * result.history[0]["train/loss_ce"]
+    assert max(epoch["val/f1_macro_head"] for epoch in result.history) > 0.15  # chance: 1/15 at best
+
+
+def test_the_norm_term_is_off_beside_cross_entropy_but_on_in_its_warmup(few: Inputs) -> None:
+    norms = {}
+    for loss in ("ce", "hierarchical_ce", "triplet", "prototype"):
+        epochs, _ = drive(few, tiny(loss, epochs=4))
+        norms[loss] = [epoch["train/loss_norm"] > 0 for epoch in epochs]
+    assert norms["ce"] == norms["hierarchical_ce"] == [True, True, True, False]
+    assert norms["triplet"] == norms["prototype"] == [True] * 4
+    config = tiny("ce", epochs=4)
+    config = config.model_copy(update={"norm": config.norm.model_copy(update={"weight": 0.001})})
+    assert all(epoch["train/loss_norm"] > 0 for epoch in drive(few, config)[0])
+
+
+def test_weights_are_those_of_the_training_cells_and_leave_the_norm_term(few: Inputs) -> None:
+    data, fold, guide = few
+    run = _Run(data, fold, guide, tiny("ce", balance="weights"), 0, torch.device("cpu"))
+    expected = class_weights(data.labels[fold.train], len(data.classes))
+    for loss in (run.loss, run.warmup_loss):
+        assert loss._weights is not None and np.allclose(loss._weights.numpy(), expected)
+    plain, weighted = (drive(few, tiny("ce", balance=balance, epochs=1))[0][0] for balance in ("none", "weights"))
+    assert plain["train/loss_guide2d"] != weighted["train/loss_guide2d"]
+    # One step of a batch of all cells, before anything was trained: the norm term sees the same embedding.
+    whole = {"epochs": 1, "batch_size": len(fold.train)}
+    plain, weighted = (drive(few, tiny("ce", balance=balance, **whole))[0][0] for balance in ("none", "weights"))
+    assert plain["train/loss_norm"] == weighted["train/loss_norm"]
+
+
+def test_bf16_changes_the_trunk_only_and_little(few: Inputs) -> None:
+    exact, coarse = (drive(few, tiny("ce", precision=precision))[1] for precision in ("fp32", "bf16"))
+    assert exact is not None and coarse is not None
+    assert exact.history[0]["train/loss"] != coarse.history[0]["train/loss"]
+    assert exact.history[0]["train/loss"] == pytest.approx(coarse.history[0]["train/loss"], rel=0.02)
+    data, fold, guide = few
+    run = _Run(data, fold, guide, tiny("ce", precision="bf16"), 0, torch.device("cpu"))
+    embedded = run.embed(fold.validation, 4)
+    assert embedded.dtype == np.float32
+    assert (embedded != torch.from_numpy(embedded).bfloat16().float().numpy()).any(), "the head is not bf16"
+
+
+def test_tf32_is_fp32_without_cuda(few: Inputs) -> None:
+    exact, same = (drive(few, tiny("ce", precision=precision, epochs=1))[0] for precision in ("fp32", "tf32"))
+    assert lasting(exact) == lasting(same)

@@ -93,6 +93,8 @@ def test_every_fold_run_has_a_record_and_its_mlflow_run(undisturbed: Path) -> No
         assert child.data.metrics[schema.TEST_F1] == pytest.approx(record.metrics[schema.TEST_F1])
         assert child.data.tags[schema.FOLD] == str(record.identity["fold"])
         assert child.data.params["guide.radius"] in ("2.0", "5.0")
+        (given,) = child.inputs.dataset_inputs
+        assert given.dataset.digest == record.identity["data"] and given.dataset.name == "synthetic marrow"
 
 
 def test_curves_have_one_point_per_epoch(undisturbed: Path) -> None:

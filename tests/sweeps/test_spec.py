@@ -57,6 +57,55 @@ def test_several_keys_make_the_full_grid(tmp_path: Path) -> None:
     assert len(sweep.variants) == 6 and sum(variant.baseline for variant in sweep.variants) == 1
 
 
+NAMED = """
+question: Which?
+kind: ablation
+base: {embedding.length: 8}
+variants:
+  plain: {loss.name: guide2d}
+  lifted: {loss.name: guide_umap, loss.lowpass: 0.5}
+baseline: plain
+"""
+
+
+def test_named_variants_have_keys_of_their_own(tmp_path: Path) -> None:
+    sweep = load_sweep(sweep_file(tmp_path, NAMED), preset="laptop")
+    assert [(variant.label, variant.baseline) for variant in sweep.variants] == [("plain", True), ("lifted", False)]
+    plain, lifted = (variant.config for variant in sweep.variants)
+    assert plain.loss.name == "guide2d" and plain.embedding.length == lifted.embedding.length == 8
+    assert lifted.loss.name == "guide_umap" and lifted.loss.lowpass == 0.5
+
+
+def test_another_baseline_of_the_same_named_variants_keeps_the_study(tmp_path: Path) -> None:
+    first = load_sweep(sweep_file(tmp_path, NAMED), preset="laptop")
+    second = load_sweep(sweep_file(tmp_path, NAMED.replace("baseline: plain", "baseline: lifted")), preset="laptop")
+    assert first.base_id == second.base_id
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (
+            "baseline: plain",
+            "baseline: plane",
+            "'plane' is not among the variants: plain, lifted; did you mean 'plain'",
+        ),
+        ("lifted: {loss.name: guide_umap, loss.lowpass: 0.5}", "lifted: {loss.name: guide2d}", "differ in nothing"),
+        ("loss.lowpass: 0.5", "loss.lowpas: 0.5", "did you mean 'loss.lowpass'"),
+        ("loss.lowpass: 0.5", "folds.count: 3", "'folds.count' would give variants different folds"),
+        ("variants:", "vary: {guide.radius: [1, 2]}\nvariants:", "needs either `vary`"),
+    ],
+)
+def test_impossible_named_variants_are_refused(tmp_path: Path, old: str, new: str, told: str) -> None:
+    assert old in NAMED
+    assert told in problems(tmp_path, NAMED.replace(old, new))
+
+
+def test_a_setting_does_not_fall_over_a_named_variant(tmp_path: Path) -> None:
+    told = problems(tmp_path, NAMED, settings="loss.lowpass=0.9")
+    assert "SET gives 'loss.lowpass', which variant 'lifted' sets" in told
+
+
 def test_later_wins_preset_file_settings(tmp_path: Path) -> None:
     text = PLAIN.replace("guide2d}", "guide2d, train.epochs: 7}")
     path = sweep_file(tmp_path, text)
@@ -80,7 +129,7 @@ def test_every_sweep_resolves_under_every_preset(name: str, preset: str) -> None
 def test_the_paper_preset_is_the_papers_protocol() -> None:
     config = load_sweep("ablation_lowpass", preset="paper").variants[0].config
     assert config.backbone.name == "densenet121" and config.train.patience == 256
-    assert config.embedding.factor == 1 and config.validation.classifier == "grid"
+    assert config.embedding.factor == "paper" and config.validation.classifier == "grid"
     assert config.loss.name == "guide_umap" and config.loss.frame == "raw"
     assert config.train.learning_rate == 1e-3 and config.train.balance == "none"
 
@@ -107,8 +156,10 @@ def test_all_problems_are_told_at_once_with_did_you_mean(tmp_path: Path) -> None
         ("[1, 2, 5]", "[1, 'two', 5]", "guide.radius"),
         ("[1, 2, 5]", "[1, 5, 5]", "lists 5 twice"),
         ("[1, 2, 5]", "[]", "vary"),
+        ("vary: {guide.radius: [1, 2, 5]}\n", "", "needs either `vary`"),
         ("radius: 5", "radius: 4", "baseline {'guide.radius': 4} is not among the variants"),
-        ("guide2d", "guide3d", "'guide3d' is not one of guide2d, guide_umap; did you mean 'guide2d'?"),
+        ("guide2d", "guide3d", f"'guide3d' is not one of {', '.join(loss_names())}; did you mean 'guide2d'?"),
+        ("guide2d", "guide2d, loss.distance: l3", "loss.distance: input should be 'l1', 'l2' or 'squared'"),
         ("loss.name: guide2d", "loss.name: guide2d, loss.lowpass: 0.5", "an option of loss guide_umap, not of guide2d"),
         ("vary: {guide.radius: [1, 2, 5]}", "vary: {folds.count: [3, 5]}", "nothing could be compared"),
         ("kind: ablation", "kind: abblation", "kind: input should be 'ablation'"),
