@@ -220,7 +220,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Everything beyond F1 that a fold run records of its predictions (T,) of the test cells, named as in the record.
 
-    `points` (C, n) is where a guided loss draws the classes, None for other losses; `maturity` (T,) is the true
+    `points` (C, n) is where the loss draws the classes, None for a loss that draws to none; `maturity` (T,) is the true
     continuous maturity of the test cells, where it is known. Scores and shapes are those of the test cells. Training
     cells only lend their class means, as anchors of the confidence and of the lineages' paths on which maturity is
     read; validation cells only fit the temperature. Undefined metrics are left out. See the functions for each.

@@ -15,9 +15,10 @@ import torch
 from guided.config import Config
 from guided.data import Dataset
 from guided.folds import Fold, make_folds
+from guided.geometry import effective_rank
 from guided.guide import EmbeddingGuide, load_guide
 from guided.losses import LOSSES, class_weights
-from guided.metrics import macro_f1
+from guided.metrics import lineage_distances, macro_f1
 from guided.train import Diverged, Epoch, FoldResult, _Run, run_fold
 
 Inputs = tuple[Dataset, Fold, EmbeddingGuide]
@@ -84,6 +85,16 @@ def test_the_result_speaks_of_the_test_cells(straight: FoldResult, inputs: Input
     assert straight.scores.shape == (len(fold.test), len(data.classes))
     assert straight.metrics["test/accuracy"] == np.mean(straight.predicted == data.labels[fold.test])
     assert all(np.isfinite(value) for value in straight.metrics.values())
+
+
+def test_the_result_holds_what_goes_beyond_f1(straight: FoldResult, inputs: Inputs) -> None:
+    data, fold, guide = inputs
+    true, predicted = data.labels[fold.test], straight.predicted
+    ways = lineage_distances(guide.lineages, guide.stages)
+    assert straight.metrics["test/severity"] == ways[true, predicted].mean()
+    embedding = straight.embedding.astype(np.float64)
+    assert straight.metrics["embedding/effective_rank"] == pytest.approx(effective_rank(embedding), rel=1e-2)
+    assert {"test/true_maturity_error", "test/aurc", "test/guide_aurc"} <= straight.metrics.keys()
 
 
 def test_it_learns(inputs: Inputs, straight: FoldResult) -> None:
