@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from guided.config import CE, CTL, Distance, Guide2D, GuideUMAP, HierarchicalCE, Prototype, SupCon, Triplet
 from guided.guide import EmbeddingGuide
-from guided.inverse_umap import low_pass, pad_guide, refresh_guide
+from guided.inverse_umap import agreement, low_pass, pad_guide, refresh_guide
 from guided.metrics import lineage_distances
 
 # --- functions ------------------------------------------------------------------------------------------------------
@@ -363,7 +363,9 @@ class GuideUMAPLoss(LossObject):
         return guide_loss(p, self._target[labels], options.distance, options.reduction, self._of_cells(labels))
 
     def refresh(self, embedding: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, float]:
-        """Eq. 1. `guide/shift` is the mean L1 distance a class's target moved."""
+        """Eq. 1. `guide/shift` is the mean L1 distance a class's target moved. `guide/agreement` is the share of the
+        classes that UMAP's inverse puts nearest their own mean, `guide/agreement_filtered` that of the guide in use.
+        """
         fresh = refresh_guide(embedding, labels, self._guide, self._options, seed=seed)
         before = pad_guide(self._points, embedding.shape[1])
         after = low_pass(before, fresh.target, self._options.lowpass).astype(np.float32)
@@ -372,6 +374,7 @@ class GuideUMAPLoss(LossObject):
             "guide/shift": float(np.abs(after - before).sum(1).mean()),
             "guide/outside_hull": float(fresh.outside_hull),
             "guide/agreement": fresh.agreement,
+            "guide/agreement_filtered": agreement(after, embedding, labels),
         }
 
     def points(self, length: int) -> np.ndarray:
