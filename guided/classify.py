@@ -69,42 +69,36 @@ class Chosen(Scaled):
 
 
 def standardiser(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sd (n,) of x (N, n); the sd of a constant component is 1, so that it stays at zero."""
-    mean, sd = x.mean(0), x.std(0)
+    """Mean and sd (n,) of x (N, n), in its type; the sd of a constant component is 1, so that it stays at zero."""
+    # Summed row by row in single precision, thousands of cells lose digits.
+    mean, sd = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
     # Rounding leaves a constant component a sd of a few ulp; divided by that it would become noise.
     constant = sd <= 1e-6 * np.abs(mean) + np.finfo(x.dtype).tiny
-    return mean, np.where(constant, 1.0, sd).astype(x.dtype)
+    return mean.astype(x.dtype), np.where(constant, 1.0, sd).astype(x.dtype)
 
 
 def grid_search(x: np.ndarray, y: np.ndarray, classes: int, config: Classifier, *, seed: int) -> Chosen:
     """The grid of 4.1 on training cells x (N, n) with labels y (N,) in 0..classes-1.
 
     Inner stratified folds; the grid point with the highest macro-F1, averaged over them, wins (the first of equals) and
-    is fitted again on all cells. SVM is libsvm's linear kernel (hinge loss, one against one), not liblinear's other
-    objective. A class with fewer cells than inner folds is spread as far as it goes. Depends on nothing but its
-    arguments. Raises ValueError for values that are not finite or a single class.
+    is fitted again on all cells. A fold's macro-F1 is over the classes that have a cell in its test part. SVM is
+    libsvm's linear kernel (hinge loss, one against one), not liblinear's other objective. kNN with more neighbours than
+    cells asks all of them. A class with fewer cells than inner folds is spread as far as it goes. Depends on nothing
+    but its arguments, and not on the order of the classes but for what that order changes in the solvers of SVM and
+    MLP. Raises ValueError for values that are not finite, labels outside the classes or a single class.
     """
-    _check(x, y)
-    totals: dict[tuple[str, int], float] = {}
+    _check(x, y, classes)
     points = list(_points(config))
+    totals = np.zeros(len(points))
     folds = min(config.inner_folds, len(y))
     for train, test in _inner_folds(y, folds, seed):
         mean, sd = standardiser(x[train])
         inner_train, inner_test = (x[train] - mean) / sd, (x[test] - mean) / sd
-        neighbours = _Neighbours(inner_train, y[train], classes, max(config.knn_k)) if _asks_knn(config) else None
-        if neighbours is not None:
-            near = neighbours.of(inner_test)
-        for position, (family, values) in enumerate(points):
-            if family == "knn":
-                assert neighbours is not None
-                predicted = neighbours.vote(*near, values["k"], values["weights"]).argmax(1)
-            else:
-                model = _fit(family, values, inner_train, y[train], classes, seed)
-                predicted = predict(model, inner_test)
-            key = (family, position)
-            totals[key] = totals.get(key, 0.0) + macro_f1(y[test], predicted, classes) / folds
-    scores = [totals[family, position] for position, (family, _) in enumerate(points)]
-    best = int(np.argmax(scores))
+        predictions = _predictions(points, inner_train, y[train], inner_test, classes, seed)
+        totals += [macro_f1(y[test], predicted, classes) for predicted in predictions]
+    scores = (totals / folds).tolist()
+    # Equal scores may differ by the order of their sums, which is the order of the classes.
+    best = int(np.argmax(np.round(scores, 12)))
     family, values = points[best]
     mean, sd = standardiser(x)
     return Chosen(
@@ -123,16 +117,20 @@ def fit(name: Literal["centroid", "knn"], x: np.ndarray, y: np.ndarray, classes:
 
     The nearest mean is taken in units of the training cells' sd, component by component.
     """
-    _check(x, y)
+    _check(x, y, classes)
     mean, sd = standardiser(x)
     z = (x - mean) / sd
     model: Model = _Centroids.fit(z, y, classes) if name == "centroid" else _KNN(z, y, classes, 5, "uniform")
     return Scaled(mean, sd, model)
 
 
-def _check(x: np.ndarray, y: np.ndarray) -> None:
+def _check(x: np.ndarray, y: np.ndarray, classes: int) -> None:
+    if len(x) != len(y):
+        raise ValueError(f"{len(y)} labels for {len(x)} cells")
     if not np.isfinite(x).all():
         raise ValueError("the embedding has values that are not finite")
+    if len(y) and (y.min() < 0 or y.max() >= classes):
+        raise ValueError(f"labels reach from {y.min()} to {y.max()}; {classes} classes go from 0 to {classes - 1}")
     if len(np.unique(y)) < 2:
         raise ValueError("the training cells are all of one class; a classifier needs at least two")
 
@@ -147,8 +145,19 @@ def _points(config: Classifier) -> Iterator[tuple[str, Values]]:
             yield from (("mlp", {"hidden": hidden}) for hidden in config.mlp_hidden)
 
 
-def _asks_knn(config: Classifier) -> bool:
-    return "knn" in config.families
+def _predictions(
+    points: list[tuple[str, Values]], z: np.ndarray, y: np.ndarray, asked: np.ndarray, classes: int, seed: int
+) -> Iterator[np.ndarray]:
+    """Classes (M,) of standardised cells asked (M, n) from each point of the grid, fitted on z (N, n) with y (N,)."""
+    ks = [values["k"] for family, values in points if family == "knn"]
+    if ks:
+        neighbours = _Neighbours(z, y, classes, max(ks))
+        near = neighbours.of(asked)
+    for family, values in points:
+        if family == "knn":
+            yield neighbours.vote(*near, values["k"], values["weights"]).argmax(1)
+        else:
+            yield predict(_fit(family, values, z, y, classes, seed), asked)
 
 
 def _label(family: str, values: Values) -> str:
@@ -221,8 +230,9 @@ class _Sklearn:
                 known = np.column_stack([-known, known])
         else:
             known = self.model.predict_proba(x)
-        # A class that was never seen scores below every other. (-inf would not survive arithmetic downstream.)
-        scores = np.full((len(x), self.classes), known.min() - 1, dtype=np.float32)
+        # A class that was never seen scores below every other of its row. (-inf would not survive arithmetic.)
+        scores = np.empty((len(x), self.classes), dtype=np.float32)
+        scores[:] = known.min(1, keepdims=True) - 1
         scores[:, self.model.classes_] = known
         return scores
 
@@ -236,7 +246,10 @@ class _Neighbours:
         self._y, self._classes, self._most = y, classes, min(most, len(z))
 
     def of(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Classes and distances (N, most) of the nearest training cells; of equally near ones the earlier first."""
+        """Classes and distances (N, most) of the nearest training cells; of equally near ones the earlier first.
+
+        Which of several cells equally near at the end of the list are in it is left to rounding.
+        """
         x = x.astype(np.float64)
         labels = np.empty((len(x), self._most), dtype=np.int64)
         distances = np.empty((len(x), self._most))
@@ -252,8 +265,12 @@ class _Neighbours:
         return labels, distances
 
     def vote(self, labels: np.ndarray, distances: np.ndarray, k: int, weights: str) -> np.ndarray:
-        """Share (N, C) of the first k neighbours' weight per class; `distance` weighs by 1/d, and where a neighbour
-        coincides only those count (scikit-learn's rule)."""
+        """Share (N, C) float32 of the first k neighbours' weight per class; `distance` weighs by 1/d, and where a
+        neighbour coincides only those count (scikit-learn's rule).
+
+        Of classes with equal shares the one with the nearest cell is lifted by one ulp and so predicted: scikit-learn
+        takes the first class, which would favour it at every tie and make results depend on the order of the classes.
+        """
         labels, distances = labels[:, :k], distances[:, :k]
         if weights == "uniform":
             weight = np.ones_like(distances)
@@ -262,9 +279,14 @@ class _Neighbours:
             weight = 1 / np.where(coincide, 1.0, distances)
             some = coincide.any(1)
             weight[some] = coincide[some]
+        rows = np.arange(len(labels))
         votes = np.zeros((len(labels), self._classes))
-        np.add.at(votes, (np.arange(len(labels))[:, None], labels), weight)
-        return votes / votes.sum(1, keepdims=True)
+        np.add.at(votes, (rows[:, None], labels), weight)
+        highest = votes >= votes.max(1, keepdims=True) * (1 - 1e-12)
+        nearest = np.take_along_axis(highest, labels, 1).argmax(1)  # the first neighbour of a class with the most
+        shares = (votes / votes.sum(1, keepdims=True)).astype(np.float32)
+        shares[rows, labels[rows, nearest]] = np.nextafter(shares.max(1), np.float32(2))
+        return shares
 
 
 class _KNN:
@@ -273,4 +295,4 @@ class _KNN:
         self._k, self._weights = k, weights
 
     def scores(self, x: np.ndarray) -> np.ndarray:
-        return self._neighbours.vote(*self._neighbours.of(x), self._k, self._weights).astype(np.float32)
+        return self._neighbours.vote(*self._neighbours.of(x), self._k, self._weights)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import numpy as np
+import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import f1_score, make_scorer
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from guided import classify, train
 from guided.classify import fit, grid_search, predict, standardiser
-from guided.config import Classifier
+from guided.config import Classifier, Config
+from guided.data import Dataset
+from guided.folds import make_folds
+from guided.guide import load_guide
 
 
 def clouds(count: int = 240, classes: int = 4, length: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -35,21 +43,33 @@ def sklearn_grid(model, grid: dict, x: np.ndarray, y: np.ndarray, classes: int, 
     return GridSearchCV(make_pipeline(StandardScaler(), model), grid, scoring=scorer, cv=folds).fit(x, y)
 
 
+def nearest_decides(distances: np.ndarray) -> np.ndarray:
+    """Equal votes for scikit-learn but for a trifle: of tied classes the one with the nearest cell wins."""
+    return np.tile(1 + 1e-3 * 0.5 ** np.arange(distances.shape[1]), (len(distances), 1))
+
+
+SKLEARN_WEIGHTS = {"uniform": nearest_decides, "distance": "distance"}
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_knn_grid_is_scikit_learns(seed: int) -> None:
     x, y = clouds(seed=seed)
     config = Classifier(families=("knn",))
     theirs = sklearn_grid(
         KNeighborsClassifier(algorithm="brute"),
-        {"kneighborsclassifier__n_neighbors": config.knn_k, "kneighborsclassifier__weights": config.knn_weights},
+        {
+            "kneighborsclassifier__n_neighbors": config.knn_k,
+            "kneighborsclassifier__weights": [SKLEARN_WEIGHTS[weights] for weights in config.knn_weights],
+        },
         x,
         y,
         4,
         seed,
     )
     ours = grid_search(x, y, 4, config, seed=seed)
+    names = {weights: name for name, weights in SKLEARN_WEIGHTS.items()}
     wanted = {
-        (p["kneighborsclassifier__n_neighbors"], p["kneighborsclassifier__weights"]): score
+        (p["kneighborsclassifier__n_neighbors"], names[p["kneighborsclassifier__weights"]]): score
         for p, score in zip(theirs.cv_results_["params"], theirs.cv_results_["mean_test_score"], strict=True)
     }
     got = {label: score for label, score in ours.grid}
@@ -58,10 +78,54 @@ def test_the_knn_grid_is_scikit_learns(seed: int) -> None:
         assert got[f"knn k={k} weights={weights}"] == pytest.approx(score, abs=1e-12)
     assert ours.inner_f1 == pytest.approx(theirs.best_score_, abs=1e-12)
     fresh = clouds(seed=seed + 100)[0]
-    same = KNeighborsClassifier(ours.values["k"], weights=ours.values["weights"], algorithm="brute")
-    pipeline = make_pipeline(StandardScaler(), same).fit(x, y)
-    np.testing.assert_array_equal(ours.predict(fresh), pipeline.predict(fresh))
-    np.testing.assert_allclose(ours.scores(fresh), pipeline.predict_proba(fresh), atol=1e-6)
+    k, weights = ours.values["k"], ours.values["weights"]
+    same = KNeighborsClassifier(k, weights=SKLEARN_WEIGHTS[weights], algorithm="brute")
+    np.testing.assert_array_equal(ours.predict(fresh), make_pipeline(StandardScaler(), same).fit(x, y).predict(fresh))
+    plain = make_pipeline(StandardScaler(), KNeighborsClassifier(k, weights=weights, algorithm="brute")).fit(x, y)
+    np.testing.assert_allclose(ours.scores(fresh), plain.predict_proba(fresh), atol=1e-6)
+
+
+def test_a_tied_vote_goes_to_the_nearest_cell_and_not_to_the_first_class() -> None:
+    """Neighbours of 0: class 2 at 1, class 0 at 2, then class 1; scikit-learn takes class 0 of three equal votes."""
+    x, y = np.array([[1.0], [2.0], [3.0], [-9.0], [-9.5]]), np.array([2, 0, 1, 1, 0])
+    config = Classifier(families=("knn",), knn_k=(3,), knn_weights=("uniform",))
+    ours = grid_search(x, y, 3, config, seed=0)
+    theirs = make_pipeline(StandardScaler(), KNeighborsClassifier(3, algorithm="brute")).fit(x, y)
+    asked = np.array([[0.0]])
+    assert (ours.predict(asked)[0], theirs.predict(asked)[0]) == (2, 0)
+    np.testing.assert_allclose(ours.scores(asked), theirs.predict_proba(asked), atol=1e-6)
+
+
+def test_more_neighbours_than_cells_means_all_of_them() -> None:
+    x, y = clouds(14, 3)
+    many = Classifier(families=("knn",), knn_k=(1000,), knn_weights=("distance",))
+    chosen = grid_search(x, y, 3, many, seed=0)
+    everyone = KNeighborsClassifier(len(x), weights="distance", algorithm="brute")
+    fresh = clouds(50, 3, seed=5)[0]
+    wanted = make_pipeline(StandardScaler(), everyone).fit(x, y).predict_proba(fresh)
+    np.testing.assert_allclose(chosen.scores(fresh), wanted, atol=1e-6)
+    with pytest.raises(ValueError, match="n_neighbors <= n_samples"):
+        make_pipeline(StandardScaler(), KNeighborsClassifier(1000)).fit(x, y).predict(fresh)
+
+
+def test_a_class_absent_from_an_inner_test_part_is_left_out_of_its_macro_f1() -> None:
+    """A class of one cell and one of two are missing from most inner test parts; a zero for them would cost a third."""
+    x, y = clouds(90, 3, seed=2)
+    x, y = np.vstack([x, x[:3] + 1]), np.r_[y, 3, 4, 4]
+    config = Classifier(families=("knn",), knn_k=(5,), knn_weights=("distance",))
+    got = grid_search(x, y, 6, config, seed=0).inner_f1
+    scores, with_zeros = [], []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        parts = list(StratifiedKFold(3, shuffle=True, random_state=0).split(x, y))
+    for inner, test in parts:
+        model = make_pipeline(StandardScaler(), KNeighborsClassifier(5, weights="distance", algorithm="brute"))
+        predicted = model.fit(x[inner], y[inner]).predict(x[test])
+        scores.append(oracles.macro_f1(y[test].tolist(), predicted.tolist(), 6))
+        with_zeros.append(f1_score(y[test], predicted, average="macro", labels=range(6), zero_division=0.0))
+    assert any(len(np.unique(y[test])) < 5 for _, test in parts)
+    assert got == pytest.approx(np.mean(scores), abs=1e-12)
+    assert got > np.mean(with_zeros) + 0.1
 
 
 def test_the_svm_grid_is_scikit_learns() -> None:
@@ -70,6 +134,26 @@ def test_the_svm_grid_is_scikit_learns() -> None:
     theirs = sklearn_grid(SVC(kernel="linear", break_ties=True), {"svc__C": config.svm_c}, x, y, 4, 1)
     ours = grid_search(x, y, 4, config, seed=1)
     np.testing.assert_allclose([score for _, score in ours.grid], theirs.cv_results_["mean_test_score"], atol=1e-12)
+    np.testing.assert_array_equal(ours.predict(x), theirs.predict(x))
+    assert ours.values == {"C": theirs.best_params_["svc__C"]}
+
+
+def test_the_mlp_grid_is_scikit_learns() -> None:
+    x, y = clouds(90, 3)
+    config = Classifier(families=("mlp",), mlp_hidden=((4,), (3, 3)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        theirs = sklearn_grid(
+            MLPClassifier(random_state=2, max_iter=200),
+            {"mlpclassifier__hidden_layer_sizes": config.mlp_hidden},
+            x,
+            y,
+            3,
+            2,
+        )
+    ours = grid_search(x, y, 3, config, seed=2)
+    np.testing.assert_allclose([score for _, score in ours.grid], theirs.cv_results_["mean_test_score"], atol=1e-12)
+    assert ours.values == {"hidden": theirs.best_params_["mlpclassifier__hidden_layer_sizes"]}
     np.testing.assert_array_equal(ours.predict(x), theirs.predict(x))
 
 
@@ -123,6 +207,9 @@ def test_no_class_fills_the_inner_folds() -> None:
     [
         (np.array([[0.0, np.inf], [1, 1], [2, 2]]), np.array([0, 1, 1]), "not finite"),
         (np.ones((5, 2)), np.zeros(5, dtype=int), "all of one class"),
+        (np.ones((3, 2)), np.array([0, 1, -1]), "labels reach from -1 to 1; 3 classes go from 0 to 2"),
+        (np.ones((3, 2)), np.array([0, 1, 3]), "labels reach from 0 to 3; 3 classes go from 0 to 2"),
+        (np.ones((3, 2)), np.array([0, 1]), "2 labels for 3 cells"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(x: np.ndarray, y: np.ndarray, message: str) -> None:
@@ -141,9 +228,11 @@ def test_inner_test_cells_do_not_scale_themselves() -> None:
     leaked = (x - x.mean(0)) / x.std(0)
     scorer = make_scorer(f1_score, average="macro", labels=np.arange(3), zero_division=0.0)
     folds = StratifiedKFold(3, shuffle=True, random_state=0)
-    naive = GridSearchCV(KNeighborsClassifier(), {"n_neighbors": [5]}, scoring=scorer, cv=folds).fit(leaked, y)
+    naive = GridSearchCV(
+        KNeighborsClassifier(weights=nearest_decides), {"n_neighbors": [5]}, scoring=scorer, cv=folds
+    ).fit(leaked, y)
     proper = GridSearchCV(
-        make_pipeline(StandardScaler(), KNeighborsClassifier(algorithm="brute")),
+        make_pipeline(StandardScaler(), KNeighborsClassifier(weights=nearest_decides, algorithm="brute")),
         {"kneighborsclassifier__n_neighbors": [5]},
         scoring=scorer,
         cv=folds,
@@ -166,22 +255,95 @@ def test_nearest_mean_by_hand() -> None:
 
 def test_nearest_neighbours_of_an_epoch() -> None:
     x, y = clouds()
-    theirs = make_pipeline(StandardScaler(), KNeighborsClassifier(5, algorithm="brute")).fit(x, y)
+    theirs = KNeighborsClassifier(5, weights=nearest_decides, algorithm="brute")
+    theirs = make_pipeline(StandardScaler(), theirs).fit(x, y)
     np.testing.assert_array_equal(fit("knn", x, y, 4).predict(x), theirs.predict(x))
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000))
-def test_permuted_classes_permute_the_predictions(seed: int) -> None:
-    x, y = clouds(60, 3, seed=seed)
-    order = np.random.default_rng(seed).permutation(3)
-    config = Classifier(families=("knn",), knn_k=(1,), knn_weights=("uniform",))
-    plain = grid_search(x, y, 3, config, seed=0)
-    permuted = grid_search(x, order[y], 3, config, seed=0)
+def test_permuted_classes_permute_everything_kNN_and_means_say(seed: int) -> None:
+    """On a lattice, where votes and distances tie all the time."""
+    x, y = clouds(60, 4, seed=seed)
+    x = np.round(x / x.std(0))
+    order = np.random.default_rng(seed).permutation(4)
+    config = Classifier(families=("knn",), knn_k=(1, 2, 4, 5))
+    plain, permuted = (grid_search(x, labels, 4, config, seed=0) for labels in (y, order[y]))
+    assert plain.label == permuted.label
+    np.testing.assert_allclose([f1 for _, f1 in plain.grid], [f1 for _, f1 in permuted.grid], atol=1e-12)
     np.testing.assert_array_equal(order[plain.predict(x)], permuted.predict(x))
+    np.testing.assert_array_equal(plain.scores(x), permuted.scores(x)[:, order])
+    np.testing.assert_array_equal(order[predict(fit("knn", x, y, 4), x)], fit("knn", x, order[y], 4).predict(x))
+    continuous = x + np.random.default_rng(seed).normal(size=x.shape)  # equally near means have no nearest cell
     np.testing.assert_array_equal(
-        order[predict(fit("centroid", x, y, 3), x)], fit("centroid", x, order[y], 3).predict(x)
+        order[fit("centroid", x, y, 4).predict(continuous)], fit("centroid", x, order[y], 4).predict(continuous)
     )
+
+
+def test_permuted_classes_permute_what_the_svm_says() -> None:
+    """As far as libsvm's tolerance goes: it solves each pair of classes from the other side."""
+    x, y = clouds(200, 4)
+    order = np.array([2, 3, 1, 0])
+    config = Classifier(families=("svm",))
+    plain, permuted = (grid_search(x, labels, 4, config, seed=0) for labels in (y, order[y]))
+    assert plain.label == permuted.label
+    assert np.mean(order[plain.predict(x)] == permuted.predict(x)) > 0.99
+
+
+@pytest.mark.parametrize("family", ["svm", "knn", "mlp"])
+def test_a_cell_is_scored_by_itself(family: str) -> None:
+    """Whatever is asked beside it, also for the score of a class that was never seen."""
+    x, y = clouds(60, 3)
+    config = Classifier(families=(family,), mlp_hidden=((4,),))  # type: ignore[arg-type]
+    chosen = grid_search(x, y, 5, config, seed=0)
+    alone = np.vstack([chosen.scores(x[row : row + 1]) for row in range(len(x))])
+    np.testing.assert_allclose(chosen.scores(x), alone, atol=1e-5)
+
+
+# --- as the training loop uses them ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["centroid", "knn", "grid"])
+def test_an_epoch_is_scored_by_the_named_classifier_on_training_cells_only(
+    name: str, marrow: Dataset, quick: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config.model_validate_json(
+        json.dumps(
+            quick.model_dump(mode="json")
+            | {"validation": {"classifier": name}, "classifier": {"families": ["svm", "knn"], "svm_c": [0.1]}}
+        )
+    )
+    fold = make_folds(marrow, config.folds)[0]
+    fitted: list[tuple[str, np.ndarray, classify.Scaled]] = []
+
+    def spy(kind: str, x: np.ndarray, y: np.ndarray, model: classify.Scaled) -> classify.Scaled:
+        assert len(x) == len(fold.train)
+        np.testing.assert_array_equal(y, marrow.labels[fold.train])
+        fitted.append((kind, x, model))
+        return model
+
+    monkeypatch.setattr(classify, "fit", lambda kind, x, y, classes: spy(kind, x, y, fit(kind, x, y, classes)))
+    monkeypatch.setattr(
+        classify,
+        "grid_search",
+        lambda x, y, classes, asked, seed: spy("grid", x, y, grid_search(x, y, classes, asked, seed=seed)),
+    )
+    asked: list[np.ndarray] = []
+    embed = train._Run.embed
+
+    def remember(run: train._Run, rows: np.ndarray, length: int) -> np.ndarray:
+        asked.append(embed(run, rows, length))
+        return asked[-1]
+
+    monkeypatch.setattr(train._Run, "embed", remember)
+    guide = load_guide(config.guide, marrow.classes)
+    record = next(train.run_fold(marrow, fold, guide, config, seed=0))
+    ((kind, x, model),) = fitted
+    assert kind == name
+    np.testing.assert_array_equal(x, asked[0])
+    true = marrow.labels[fold.validation]
+    wanted = oracles.macro_f1(true.tolist(), model.predict(asked[1]).tolist(), len(marrow.classes))
+    assert record["val/f1_macro"] == pytest.approx(wanted)
 
 
 def test_a_component_constant_but_for_rounding_stays_at_zero() -> None:
@@ -190,3 +352,12 @@ def test_a_component_constant_but_for_rounding_stays_at_zero() -> None:
     x[::2, 0] = np.nextafter(np.float32(0.1), np.float32(1))
     mean, sd = standardiser(x)
     assert np.abs((x - mean) / sd)[:, 0].max() < 1e-6
+
+
+def test_thousands_of_cells_far_from_zero_are_standardised_as_in_double_precision() -> None:
+    x = (1000 + np.random.default_rng(0).normal(size=(20_000, 3))).astype(np.float32)
+    mean, sd = standardiser(x)
+    np.testing.assert_allclose(mean, x.astype(np.float64).mean(0), atol=1e-4)
+    np.testing.assert_allclose(sd, x.astype(np.float64).std(0), rtol=1e-5)
+    assert mean.dtype == sd.dtype == np.float32
+    assert np.abs(x.mean(0) - x.astype(np.float64).mean(0)).max() > 1e-3  # the naive sum
