@@ -28,6 +28,8 @@ from guided.config import Frame, GuideUMAP
 
 BLOCK = 2**22  # floats of a block of distances
 JITTER = 1e-3  # sd of the start's noise, as a share of the guide's extent
+EDGE = 1e-5  # a point so near the hull, as a share of the layout's extent, is taken inwards: single precision is 1e-7
+INWARDS = 1e-3  # how far, as a share of the way to the layout's centre
 UMAP_EXTENT = 10.0  # umap-learn stretches every axis of its start to [0, 10]
 NEGATIVES = 5  # umap-learn's negative samples per edge
 PUSH = 2.0  # longest push a cell takes in one epoch of the fast layout, in units of the stretched frame
@@ -41,7 +43,7 @@ class Refresh:
 
     target: np.ndarray  # (C, n) float32
     outside_hull: int  # guide points that fell outside the layout and were moved to its nearest cell
-    agreement: float  # share of the classes whose target lies nearest their own class mean
+    agreement: float  # share of the classes whose target, before the filter, lies nearest their own class mean
 
 
 def pad_guide(guide: np.ndarray, length: int) -> np.ndarray:
@@ -66,15 +68,19 @@ def refresh_guide(
     """The second term of eq. 1: UMAP⁻¹(e2D).
 
     embedding (N, n), labels (N,) in 0..C-1, guide (C, 2). A class without a cell is asked for like the others. Depends
-    on nothing but its arguments. Raises ValueError where UMAP would return nonsense without a word: values that are
-    not finite, a collapsed embedding, labels outside the guide, fewer than four cells.
+    on nothing but its arguments. The target moves and scales with the embedding, and its rows follow a new order of
+    the classes (exactly so in the fast engine; umap-learn's inverse of a point depends on the points beside it).
+    At most `loss.inverse_neighbors` cells place a point; umap-learn, and so `reference`, takes as many as the
+    embedding has components: a fifth of 4,914 cells at length 1024. Raises ValueError where UMAP would return nonsense
+    without a word: values that are not finite, a collapsed embedding, labels outside the guide, fewer than four cells.
     """
     _check(embedding, labels, guide)
     # UMAP's steps have a fixed size in the units of the data: a small embedding would drown in them. One scale for all
     # components keeps the geometry, and leaves a component that has just opened and is nearly constant at that.
     centre = embedding.mean(0, dtype=np.float64)
     scale = float(np.sqrt((embedding - centre).var(0, dtype=np.float64).mean()))
-    if scale == 0:
+    # Cells that differ by the rounding of single precision would be blown up to a cloud.
+    if scale <= 1e-7 * float(np.abs(centre).max()):
         raise ValueError("every cell has the same embedding; there is nothing UMAP could lay out")
     x = ((embedding - centre) / scale).astype(np.float32)
     rng = np.random.default_rng(seed)
@@ -137,51 +143,76 @@ def query_frame(
 ) -> np.ndarray:
     """Where in the layout (N, 2) each point of the guide (C, 2) is looked for.
 
-    The paper inverts "at e2D". `raw` takes that literally. `rescaled` follows umap-learn's stretching of its start;
-    `similarity` (rotation, one scale, shift) and `affine` fit the start (N, 2) to the layout by least squares and so
-    follow what the optimisation did on average; `centroid` asks at each class's mean in the layout, and for a class
-    without cells where `similarity` puts it.
+    The paper inverts "at e2D". `raw` takes that literally. `rescaled` follows umap-learn's stretching of its start
+    (N, 2), from which the layout then moves away. `similarity` (rotation, one scale, shift) and `affine` are fitted by
+    least squares from every cell's point of the guide to where the layout has it, and so follow what the optimisation
+    did to most cells. `centroid` asks at each class's mean in the layout, and for a class without cells where
+    `similarity` puts it.
+
+    Where the classes with cells do not fix a fit: along a direction in which they do not differ, `affine` moves
+    nothing (classes without cells are projected onto the line of the others); from a single class both ask for every
+    class at the layout's centre. A mirrored layout is no similarity of the guide: the nearest one shrinks towards the
+    centre.
     """
     if frame == "raw":
         return guide.astype(np.float64)
     if frame == "rescaled":
         return stretched(guide, start)
     if frame == "affine":
-        design = np.column_stack([start, np.ones(len(start))])
-        solution = np.linalg.lstsq(design, layout, rcond=None)[0]
-        return np.column_stack([guide, np.ones(len(guide))]) @ solution
-    placed = _similarity(start, layout, guide)
+        return _affine(guide[labels], layout, guide)
+    placed = _similarity(guide[labels], layout, guide)
     if frame == "centroid":
         for label in np.unique(labels):
             placed[label] = layout[labels == label].mean(0)
     return placed
 
 
+def _affine(source: np.ndarray, target: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """`points` under the affine map that best carries source (N, 2) to target (N, 2), of several the smallest."""
+    to_centre = target.mean(0)
+    centred, from_centre = _centred(source)
+    linear = np.linalg.lstsq(centred, target - to_centre, rcond=1e-9)[0]
+    placed: np.ndarray = (points - from_centre) @ linear + to_centre
+    return placed
+
+
 def _similarity(source: np.ndarray, target: np.ndarray, points: np.ndarray) -> np.ndarray:
     """`points` under the rotation, scale and shift that best carry source (N, 2) to target (N, 2) (Umeyama 1991)."""
-    from_centre, to_centre = source.mean(0), target.mean(0)
-    centred = source - from_centre
+    to_centre = target.mean(0)
+    centred, from_centre = _centred(source)
     left, values, right = np.linalg.svd((target - to_centre).T @ centred)
-    sign = np.array([1.0, np.sign(np.linalg.det(left @ right))])  # a mirrored layout is no similarity of the guide
+    sign = np.array([1.0, np.sign(np.linalg.det(left @ right))])  # no reflection
     rotation = left * sign @ right
-    scale = (values * sign).sum() / np.square(centred).sum()
+    spread = np.square(centred).sum()
+    scale = (values * sign).sum() / spread if spread > 0 else 0.0
     placed: np.ndarray = scale * (points - from_centre) @ rotation.T + to_centre
     return placed
+
+
+def _centred(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points (N, 2) from their mean, and that mean (2,); exactly zero where they are one point but for rounding."""
+    centre = points.mean(0)
+    offsets = points - centre
+    return np.where(np.abs(offsets).max() > 1e-9 * np.abs(points).max(), offsets, 0.0), centre
 
 
 def into_hull(asked: np.ndarray, layout: np.ndarray) -> tuple[np.ndarray, int]:
     """Points (C, 2) outside the convex hull of the layout (N, 2) moved to its nearest cell, and how many there were.
 
-    umap-learn lets such a point pass: `find_simplex` answers -1, which indexes the last triangle.
+    umap-learn lets such a point pass: `find_simplex` answers -1, which indexes the last triangle. A point on the hull
+    is not counted, but taken a hair inwards, where rounding does not decide whether a triangle is found. Raises
+    ValueError for a layout on one line, which has no inside.
     """
-    hull = spatial.ConvexHull(layout)
-    outside = (hull.equations[:, :2] @ asked.T + hull.equations[:, 2:] > 0).any(0)
-    if not outside.any():
-        return asked, 0
-    vertices = layout[spatial.cKDTree(layout).query(asked[outside])[1]]
+    extent = float(np.ptp(layout, axis=0).max())
+    try:
+        hull = spatial.ConvexHull(layout)
+    except spatial.QhullError as error:
+        raise ValueError("the layout of UMAP lies on a line; no point is inside it") from error
+    beyond = (hull.equations[:, :2] @ asked.T + hull.equations[:, 2:]).max(0)
+    outside, edge = beyond > EDGE * extent, beyond > -EDGE * extent
     moved = asked.copy()
-    # A hair inwards: on the hull itself rounding decides whether a triangle is found.
-    moved[outside] = vertices + 1e-3 * (layout.mean(0) - vertices)
+    moved[outside] = layout[spatial.cKDTree(layout).query(asked[outside])[1]]
+    moved[edge] += INWARDS * (layout.mean(0) - moved[edge])
     return moved, int(outside.sum())
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from guided.config import Guide2D, GuideUMAP, Norm
-from guided.inverse_umap import low_pass, pad_guide, refresh_guide
+from guided.inverse_umap import agreement, low_pass, pad_guide, refresh_guide
 
 
 def guide_loss(
@@ -123,7 +123,9 @@ class GuideUMAPLoss:
         return guide_loss(p, self._target[labels], self._config.distance, self._config.reduction)
 
     def refresh(self, embedding: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, float]:
-        """Eq. 1. `guide/shift` is the mean L1 distance a class's target moved."""
+        """Eq. 1. `guide/shift` is the mean L1 distance a class's target moved. `guide/agreement` is the share of the
+        classes that UMAP's inverse puts nearest their own mean, `guide/agreement_filtered` that of the guide in use.
+        """
         fresh = refresh_guide(embedding, labels, self._guide, self._config, seed=seed)
         before = pad_guide(self._points, embedding.shape[1])
         after = low_pass(before, fresh.target, self._config.lowpass).astype(np.float32)
@@ -132,6 +134,7 @@ class GuideUMAPLoss:
             "guide/shift": float(np.abs(after - before).sum(1).mean()),
             "guide/outside_hull": float(fresh.outside_hull),
             "guide/agreement": fresh.agreement,
+            "guide/agreement_filtered": agreement(after, embedding, labels),
         }
 
     def points(self, length: int) -> np.ndarray:
