@@ -169,24 +169,31 @@ def query_frame(
 
 def _affine(source: np.ndarray, target: np.ndarray, points: np.ndarray) -> np.ndarray:
     """`points` under the affine map that best carries source (N, 2) to target (N, 2), of several the smallest."""
-    from_centre, to_centre = source.mean(0), target.mean(0)
-    linear = np.linalg.lstsq(source - from_centre, target - to_centre, rcond=1e-9)[0]
+    to_centre = target.mean(0)
+    centred, from_centre = _centred(source)
+    linear = np.linalg.lstsq(centred, target - to_centre, rcond=1e-9)[0]
     placed: np.ndarray = (points - from_centre) @ linear + to_centre
     return placed
 
 
 def _similarity(source: np.ndarray, target: np.ndarray, points: np.ndarray) -> np.ndarray:
     """`points` under the rotation, scale and shift that best carry source (N, 2) to target (N, 2) (Umeyama 1991)."""
-    from_centre, to_centre = source.mean(0), target.mean(0)
-    centred = source - from_centre
+    to_centre = target.mean(0)
+    centred, from_centre = _centred(source)
     left, values, right = np.linalg.svd((target - to_centre).T @ centred)
     sign = np.array([1.0, np.sign(np.linalg.det(left @ right))])  # no reflection
     rotation = left * sign @ right
     spread = np.square(centred).sum()
-    # Points that are one but for rounding leave the scale open.
-    scale = (values * sign).sum() / spread if spread > 1e-18 * np.square(source).sum() else 0.0
+    scale = (values * sign).sum() / spread if spread > 0 else 0.0
     placed: np.ndarray = scale * (points - from_centre) @ rotation.T + to_centre
     return placed
+
+
+def _centred(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points (N, 2) from their mean, and that mean (2,); exactly zero where they are one point but for rounding."""
+    centre = points.mean(0)
+    offsets = points - centre
+    return np.where(np.abs(offsets).max() > 1e-9 * np.abs(points).max(), offsets, 0.0), centre
 
 
 def into_hull(asked: np.ndarray, layout: np.ndarray) -> tuple[np.ndarray, int]:
