@@ -57,15 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     name = Path(given.name).stem if given.name.endswith((".yaml", ".yml")) else given.name
     try:
-        study = load_study(given.uri or default_uri(given.out), name, given.study)
+        uri = given.uri or default_uri(given.out)
+        study = load_study(uri, name, given.study)
         comparison = compare(study, given.rope)
         if given.command == "table":
             sys.stdout.write((render_by_method if given.by_method else render)(comparison, given.format))
         else:
             _print(comparison, console)
-            from analysis.report import write_report  # matplotlib is slow to import
+            from analysis.repeats import repeats  # with matplotlib and scikit-learn, slow to import
+            from analysis.report import write_report
 
-            page = write_report(comparison, given.out.absolute() / "reports" / name)
+            page = write_report(comparison, given.out.absolute() / "reports" / name, repeats(study, uri))
             console.print(f"[dim]report  {page}[/dim]", soft_wrap=True)
     except (ValueError, OSError, MlflowException) as error:
         errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)

@@ -14,12 +14,14 @@ from analysis.figures import comparison_figure, figure_caption, save
 from analysis.runs import FINISHED
 from analysis.tables import (
     Comparison,
+    beyond_f1,
     caption,
     is_by_method,
     methods_caption,
     per_class,
     render,
     render_by_method,
+    rendered,
     sentence,
     shown,
 )
@@ -40,10 +42,10 @@ svg { max-width: 100%; min-width: 36rem; height: auto; } footer { margin-top: 3r
 """
 
 
-def write_report(comparison: Comparison, folder: Path) -> Path:
+def write_report(comparison: Comparison, folder: Path, stability: pd.DataFrame | None = None) -> Path:
     """Write report.html, report.md, comparison.csv, comparison.tex, comparison.svg and comparison.pdf into `folder`,
     and methods.tex where variants differ in loss and length; returns the page. Files are replaced one by one, each
-    whole."""
+    whole. `stability` is the table of `analysis.repeats`, if it was made."""
     folder.mkdir(parents=True, exist_ok=True)
     figure = comparison_figure(comparison)
     try:
@@ -56,8 +58,8 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         plt.close(figure)
     svg = drawing.getvalue()
     texts = {
-        "report.html": _page(comparison, svg[svg.index("<svg") :]),
-        "report.md": _markdown(comparison),
+        "report.html": _page(comparison, svg[svg.index("<svg") :], stability),
+        "report.md": _markdown(comparison, stability),
         "comparison.csv": render(comparison, "csv"),
         "comparison.tex": render(comparison, "latex"),
     }
@@ -115,13 +117,46 @@ def _class_table(comparison: Comparison) -> pd.DataFrame:
     return table.map(lambda value: "–" if pd.isna(value) else f"{value:.2f}").reset_index()
 
 
+BEYOND_CAPTION = (
+    "Means over fold runs, of test cells. Lineage right: share whose predicted class is of the right lineage. "
+    "Mistakes: mean distance along the lineage tree, in stages, of cells that are wrong. Calibration error and "
+    "risk-coverage area are of the confidence by distance to the class means of the training cells. Spread within a "
+    "class in shares of the distance between classes. Straightness and stage order (Kendall) of the lineages' paths "
+    "through their class means, 1 at best. True maturity: rank correlation, within lineages, of the maturity read off "
+    "the embedding."
+)
+STABILITY_CAPTION = (
+    "How far the class means of one fold's test cells move between seeds, in shares of the layout's size: as they are, "
+    "and once what the loss cannot see is removed (none: it names positions; axes: shift, permutation and sign of the "
+    "axes; isometries: shift, rotation, reflection). Unrelated layouts come near 1.4 before they are aligned. "
+    "Distances: correlation of all distances between classes."
+)
+
+
+def _further(comparison: Comparison, stability: pd.DataFrame | None) -> list[tuple[str, pd.DataFrame, str]]:
+    """Heading, table as text and caption of what stands beside F1."""
+    found = []
+    beyond = beyond_f1(comparison.study)
+    if len(beyond) and len(beyond.columns):
+        found.append(("Beyond F1", _texts(beyond.reset_index()), BEYOND_CAPTION))
+    if stability is not None and len(stability):
+        found.append(("Stability over repeats", _texts(stability), STABILITY_CAPTION))
+    return found
+
+
+def _texts(table: pd.DataFrame) -> pd.DataFrame:
+    return table.map(
+        lambda value: ("–" if pd.isna(value) else f"{value:.3f}") if isinstance(value, float) else str(value)
+    )
+
+
 def _html(comparison: Comparison) -> str:
     """The table without the reasons for what is missing: the page lists them below, where there is room."""
     table = shown(comparison).drop(columns="missing", errors="ignore")
     return str(table.to_html(index=False, border=0, classes="comparison"))
 
 
-def _page(comparison: Comparison, svg: str) -> str:
+def _page(comparison: Comparison, svg: str, stability: pd.DataFrame | None) -> str:
     study = comparison.study
     parts = [
         "<!doctype html>",
@@ -139,6 +174,10 @@ def _page(comparison: Comparison, svg: str) -> str:
         parts.append("<h2>Methods by embedding length</h2>")
         parts.append(f'<div class="wide">{render_by_method(comparison, "html")}</div>')
         parts.append(f'<p class="caption">{escape(methods_caption(comparison))}</p>')
+    for heading, table, told in _further(comparison, stability):
+        parts.append(f"<h2>{heading}</h2>")
+        parts.append(f'<div class="wide">{table.to_html(index=False, border=0)}</div>')
+        parts.append(f'<p class="caption">{escape(told)}</p>')
     missing, notes = _missing(comparison), _notes(comparison)
     if missing:
         parts.append('<h2 class="bad">Missing fold runs</h2>')
@@ -156,7 +195,7 @@ def _page(comparison: Comparison, svg: str) -> str:
     return "\n".join(parts)
 
 
-def _markdown(comparison: Comparison) -> str:
+def _markdown(comparison: Comparison, stability: pd.DataFrame | None) -> str:
     study = comparison.study
     parts = [
         f"# {study.sweep} on {study.data}",
@@ -168,6 +207,8 @@ def _markdown(comparison: Comparison) -> str:
     ]
     if is_by_method(study):
         parts.append("## Methods by embedding length\n\n" + render_by_method(comparison, "markdown").rstrip())
+    for heading, table, told in _further(comparison, stability):
+        parts.append(f"## {heading}\n\n" + rendered(table, told, "markdown").rstrip())
     missing, notes = _missing(comparison), _notes(comparison)
     if missing:
         parts.append("## Missing fold runs\n\n" + "\n".join(f"- {line}" for line in missing))

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 # Short patience, as for the writer: a report that waits four minutes for a dead server helps nobody.
@@ -53,9 +55,9 @@ class VariantInfo:
 class StudyRuns:
     """What MLflow holds of one study.
 
-    `frame` has one row per planned fold run: variant, partition, fold, seed, status (finished, failed, diverged or
-    absent), reason, classifier, grouped_by, notes (tuple), and a column per metric, NaN where a fold run is not
-    finished.
+    `frame` has one row per planned fold run: variant, partition, fold, seed, run (MLflow's id), status (finished,
+    failed, diverged or absent), reason, classifier, grouped_by, notes (tuple), and a column per metric, NaN where a
+    fold run is not finished.
     """
 
     sweep: str
@@ -131,6 +133,16 @@ def load_study(uri: str, sweep: str, study: str | None = None) -> StudyRuns:
         variants=variants,
         frame=_frame(variants, children, tags[schema.METRIC]),
     )
+
+
+def load_arrays(uri: str, run: str) -> dict[str, np.ndarray]:
+    """The recorded arrays of one fold run, by its MLflow id: test_embedding (N, n) float32, test_labels (N,), …"""
+    with TemporaryDirectory() as folder:
+        path = _client(uri).download_artifacts(run, schema.ARRAYS, folder)
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    found["test_embedding"] = found["test_embedding"].astype(np.float32)
+    return found
 
 
 def _client(uri: str) -> MlflowClient:
@@ -219,6 +231,7 @@ def _outcome(run: Any, metric: str) -> dict[str, Any]:
         return {"status": ABSENT, "reason": "has not been run, or is still running"}
     tags = run.data.tags
     outcome: dict[str, Any] = {
+        "run": run.info.run_id,
         "status": tags[schema.STATUS],
         "reason": tags.get(schema.REASON, ""),
         "classifier": tags.get(schema.CLASSIFIER, ""),

@@ -369,21 +369,50 @@ def per_class(study: StudyRuns) -> pd.DataFrame:
     return table.sort_index()
 
 
+# What a fold run records beyond F1 (guided.metrics, guided.geometry), as columns of `beyond_f1`.
+BEYOND_F1 = {
+    schema.TEST_ACCURACY: "accuracy",
+    schema.TEST_F1_HEAD: "F1 of the head",
+    schema.TEST_LINEAGE_ACCURACY: "lineage right",
+    schema.TEST_MISTAKE_SEVERITY: "mistakes, stages",
+    schema.TEST_ECE: "calibration error",
+    schema.TEST_AURC: "risk-coverage",
+    schema.SPREAD: "spread",
+    schema.EFFECTIVE_RANK: "effective rank",
+    schema.SILHOUETTE: "silhouette",
+    schema.STRAIGHTNESS: "straightness",
+    schema.STAGE_ORDER: "stage order",
+    schema.TRUE_MATURITY_CORRELATION: "true maturity",
+}
+
+
+def beyond_f1(study: StudyRuns) -> pd.DataFrame:
+    """Means over fold runs of what is recorded beyond F1 (columns, named as a reader would), per variant (rows).
+
+    A fold run in which a metric is undefined is left out of its mean; a variant with missing fold runs has no row.
+    """
+    known = [key for key in BEYOND_F1 if key in study.frame.columns]
+    complete = [variant.label for variant in study.variants if _scores(study, variant) is not None]
+    table = study.frame.groupby("variant")[known].mean().reindex(complete).rename(columns=BEYOND_F1)
+    return table.dropna(axis=1, how="all")
+
+
 def render(comparison: Comparison, form: str) -> str:
     """The table in one of FORMATS; csv has full precision and one row per variant."""
     if form == "csv":
         return comparison.frame.to_csv(index=False)
-    return _rendered(shown(comparison), caption(comparison), form)
+    return rendered(shown(comparison), caption(comparison), form)
 
 
 def render_by_method(comparison: Comparison, form: str) -> str:
     """The table of methods in one of FORMATS; csv is `by_method` at full precision."""
     if form == "csv":
         return by_method(comparison).to_csv(index=False)
-    return _rendered(shown_by_method(comparison), methods_caption(comparison), form)
+    return rendered(shown_by_method(comparison), methods_caption(comparison), form)
 
 
-def _rendered(table: pd.DataFrame, told: str, form: str) -> str:
+def rendered(table: pd.DataFrame, told: str, form: str) -> str:
+    """A table of texts and its caption in one of FORMATS but csv."""
     if form == "text":
         return f"{_aligned(table)}\n\n{told}\n"
     if form == "markdown":
