@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,7 +150,8 @@ def test_finished_fold_runs_leave_little_on_disk(undisturbed: Path) -> None:
 
 
 def test_a_longer_sweep_adds_only_what_is_new(undisturbed: Path, tmp_path: Path) -> None:
-    out = undisturbed / "out"
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed / "out", out)
     before = set(records_of(out))
     told = run(sweep_file(tmp_path, SWEEP.replace("[2, 5]", "[2, 5, 8]")), out)
     assert told.returncode == 0, told.stdout + told.stderr
@@ -264,8 +266,6 @@ def test_a_diverged_fold_run_is_named_and_the_rest_goes_on(tmp_path: Path) -> No
 
 
 def test_a_corrupt_record_is_named_and_refused(undisturbed: Path, tmp_path: Path) -> None:
-    import shutil
-
     out = tmp_path / "out"
     shutil.copytree(undisturbed / "out", out)
     victim = sorted((out / "records").iterdir())[0]
