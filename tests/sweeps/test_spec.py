@@ -131,6 +131,7 @@ def test_the_paper_preset_is_the_papers_protocol() -> None:
     assert config.backbone.name == "densenet121" and config.train.patience == 256
     assert config.embedding.factor == "paper" and config.validation.classifier == "grid"
     assert config.loss.name == "guide_umap" and config.loss.frame == "raw"
+    assert config.loss.engine == "reference" and config.loss.fit_epochs == 500
     assert config.train.learning_rate == 1e-3 and config.train.balance == "none"
 
 
