@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 
 from guided.config import GuidePoints, Transform, content_id
+from guided.strict_yaml import read_yaml
 
 SHIPPED = Path(__file__).parent / "guides"
 
@@ -92,7 +93,7 @@ def read_guide(path: Path) -> EmbeddingGuide:
     Raises ValueError naming the file and the class for anything else.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError:
         raise ValueError(f"no guide file {path}; shipped guides: {', '.join(shipped_guides())}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

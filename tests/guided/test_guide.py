@@ -322,3 +322,10 @@ class TestFromTree:
     def test_a_table_that_gives_no_guide_is_refused(self, stages: list[float], order: Any, told: str) -> None:
         with pytest.raises(ValueError, match=told):
             from_tree("abc", ["root", "erythroid", "lymphoid"], stages, order=order)
+
+
+def test_a_class_named_twice_is_no_class_lost(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("classes: {a: {x: 0, y: 0}, b: {x: 1, y: 2}, a: {x: 3, y: 1}}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"twice\.yaml cannot be read: .*\n?.*key 'a' stands twice"):
+        read_guide(path)
