@@ -35,7 +35,7 @@ h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2.2
   padding: .3rem 0 .3rem 1rem; font-size: 1.08rem; margin: 0 0 1.6rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { font-weight: 600; }
+th { font-weight: 600; white-space: normal; vertical-align: bottom; }
 .caption, footer { color: var(--faint); font-size: .85rem; }
 svg { max-width: 100%; min-width: 36rem; height: auto; } footer { margin-top: 3rem; }
 .bad { color: #b3261e; }
