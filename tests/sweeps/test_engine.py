@@ -192,7 +192,7 @@ def test_a_killed_driver_started_again_ends_with_the_same_records(
     wait_for(reached, 120, "the driver to get under way")
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
-    kept = {p.name: p.stat().st_mtime_ns for p in records.glob("*/record.json")} if records.exists() else {}
+    kept = {p.parent.name: p.stat().st_mtime_ns for p in records.glob("*/record.json")} if records.exists() else {}
     told = run(path, out)
     assert told.returncode == 0, told.stdout + told.stderr
     ours, theirs = records_of(out), {k: v for k, v in records_of(undisturbed / "out").items()}
@@ -213,7 +213,7 @@ def test_a_killed_worker_is_tried_again_from_its_last_epoch(undisturbed: Path, t
     trials = [
         child
         for child in psutil.Process(driver.pid).children(recursive=True)
-        if any("FoldRunTrial" in part for part in child.cmdline())
+        if any("ray::ResourceTrainable" in part for part in child.cmdline())  # Tune's wrapper with the resources
     ]
     assert trials
     trials[0].send_signal(signal.SIGKILL)
