@@ -61,7 +61,7 @@ class GuideUMAP(Strict):
 
 
 class Distance(Strict):
-    """Distance loss (3.2, eq. 2): distances between embeddings are drawn to the distances between the drawn points."""
+    """Distance loss (3.4, eq. 2): distances between embeddings are drawn to the distances between the drawn points."""
 
     name: Literal["distance"] = "distance"
     distance: Literal["l1", "l2"] = "l1"  # of both pairs; eq. 2 has L1, section 5 names others as open
