@@ -41,9 +41,10 @@ from guided.inverse_umap import (
     stretched,
     supervised_graph,
 )
-from guided.losses import GuideUMAPLoss
+from guided.losses import GuideUMAPLoss, Setting
 
-GUIDE = read_guide(SHIPPED / "marrow.yaml").scaled(5.0).points
+DRAWN = read_guide(SHIPPED / "marrow.yaml").scaled(5.0)
+GUIDE = DRAWN.points
 CLASSES = len(GUIDE)
 
 
@@ -767,7 +768,7 @@ def test_agreement_is_recorded_of_the_fresh_and_of_the_filtered_guide(lowpass: f
     x, labels = cells(300)
     x[:, :2] *= -1
     loss = GuideUMAP(frame="centroid", lowpass=lowpass, fit_epochs=20)
-    own = GuideUMAPLoss(loss, GUIDE, torch.device("cpu"))
+    own = GuideUMAPLoss(loss, Setting(DRAWN, x.shape[1], torch.device("cpu"), torch.Generator()))
     told = own.refresh(x, labels, 0)
     fresh = refresh_guide(x, labels, GUIDE, loss, seed=0)
     assert told["guide/agreement"] == fresh.agreement
