@@ -26,7 +26,7 @@ from sweeps import schema
 
 PROGRESS = "progress.json"  # in the checkpoint folder: what `status` shows of a fold run under way
 
-Status = Literal["finished", "failed", "diverged"]
+Status = Literal["finished", "failed", "diverged", "stopped"]
 RECORD_VERSION = 1
 
 
