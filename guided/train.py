@@ -354,21 +354,33 @@ class _Run:
 
         Raises ValueError where there are checkpoints and none is sound: starting over silently would hide the loss.
         """
-        sound, broken = [], []
-        for path in sorted(folder.glob("epoch-*.ckpt")):
-            raw = path.read_bytes()
-            if hashlib.sha256(raw[32:]).digest() != raw[:32]:
-                broken.append(path)
-                continue
-            sound.append(torch.load(io.BytesIO(raw[32:]), map_location="cpu", weights_only=True))
-        if not sound:
-            if broken:
-                raise ValueError(
-                    f"no sound checkpoint in {folder}: {broken[0].name} is damaged; delete it to start over"
-                )
+        state = _newest(folder)
+        if state is None:
             return
-        state = max(sound, key=lambda candidate: len(candidate["history"]))
         self.history, self.best = state["history"], state["best"]
         self.net.load_state_dict(state["net"])
         self.optimizers.load_state_dict(state["optimizers"])
         self.loss.restore(state["loss"])
+
+
+def saved_history(folder: Path) -> list[Epoch]:
+    """The epochs of a fold run under way, from its checkpoints in `folder`; empty before the first one is saved.
+
+    Raises ValueError where there are checkpoints and none is sound.
+    """
+    state = _newest(folder)
+    return [] if state is None else state["history"]
+
+
+def _newest(folder: Path) -> dict[str, Any] | None:
+    """The newest sound state in `folder`, None where there is no checkpoint."""
+    sound, broken = [], []
+    for path in sorted(folder.glob("epoch-*.ckpt")):
+        raw = path.read_bytes()
+        if hashlib.sha256(raw[32:]).digest() != raw[:32]:
+            broken.append(path)
+            continue
+        sound.append(torch.load(io.BytesIO(raw[32:]), map_location="cpu", weights_only=True))
+    if broken and not sound:
+        raise ValueError(f"no sound checkpoint in {folder}: {broken[0].name} is damaged; delete it to start over")
+    return max(sound, key=lambda candidate: len(candidate["history"]), default=None)

@@ -220,8 +220,8 @@ def replay(grid: Grid, settings: SearchSettings, workers: int) -> Replayed:
         end: End | None = None
         if epoch >= len(course.epochs):
             end = course.end
-        elif search.epoch(key, epoch, course.end.curve[epoch]):
-            end = End("stopped", course.end.curve[: epoch + 1], reason=search.halted(key) or "")
+        elif (reason := search.epoch(key, epoch, course.end.curve[epoch])) is not None:
+            end = End("stopped", course.end.curve[: epoch + 1], reason=reason)
         if end is None:
             heapq.heappush(events, (now + _lasts(grid, key, epoch + 1), next(order), key, epoch + 1))
         else:

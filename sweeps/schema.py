@@ -36,7 +36,7 @@ FOLD_RUN = "fold_run"  # content-addressed id of the record
 PARTITION = "partition"
 FOLD = "fold"
 SEED = "seed"
-STATUS = "status"  # finished | failed | diverged
+STATUS = "status"  # finished | failed | diverged | stopped (by a search)
 REASON = "reason"  # why it is not finished
 CLASSIFIER = "classifier"  # the winner of the grid search, e.g. "svm C=0.1"
 GROUPED_BY = "grouped_by"  # region | patient | none: what the folds really kept together

@@ -342,8 +342,8 @@ class Search:
         """Whether every variant has its end and nothing runs. True only after `next` has returned None."""
         return not self._running and not self._open and (self._spent or len(self._asked) >= self._settings.variants)
 
-    def epoch(self, key: Key, epoch: int, score: float) -> bool:
-        """A fold run has ended an epoch (from 0) with that validation score; returns whether it shall stop now.
+    def epoch(self, key: Key, epoch: int, score: float) -> str | None:
+        """A fold run has ended an epoch (from 0) with that validation score; returns why it shall stop now, or None.
 
         An epoch heard before, as after the loss of a worker, changes nothing. Raises ValueError where one is missing.
         """
@@ -355,7 +355,7 @@ class Search:
             curve.append(score)
             self._judge_rungs(asked, key[1:])
             self._settle()
-        return self.halted(key) is not None
+        return self.halted(key)
 
     def halted(self, key: Key) -> str | None:
         """Why this fold run must not go on; None where it may."""
@@ -391,6 +391,10 @@ class Search:
         """Finished variants that none surpasses in every objective; with one objective, the best."""
         best = {trial.number for trial in self._study.best_trials}
         return [standing for standing in self.ranking() if standing.number in best and standing.end == "finished"]
+
+    def started(self) -> list[Key]:
+        """Every fold run that was started, in order."""
+        return list(self._started)
 
     def variants(self) -> list[Variant]:
         """Every variant asked, in order."""

@@ -16,6 +16,7 @@ import queue
 import subprocess
 import threading
 from collections import defaultdict
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,16 @@ class Tracker:
         self._common = _common_tags(study)
         self._input = _dataset_input(study)
         self._experiment = self._make_experiment(uri)
-        self._parents = {variant.label: self._parent(index, variant) for index, variant in _numbered(study)}
+        self._parents: dict[str, str] = {}
+        self.grow(study)
         self._children = self._existing_children()
+
+    def grow(self, study: Study) -> None:
+        """Take in the variants that a search has added."""
+        self._study = study
+        for index, variant in _numbered(study):
+            if variant.label not in self._parents:
+                self._parents[variant.label] = self._parent(index, variant)
 
     def _make_experiment(self, uri: str) -> str:
         name = schema.experiment_name(self._study.sweep.name, self._study.data.name)
@@ -173,12 +182,13 @@ class Tracker:
         self._client.log_inputs(mlflow_id, datasets=[self._input])
         for path in [record.folder / schema.RECORD, *record.artifacts()]:
             self._client.log_artifact(mlflow_id, str(path))
-        status = "FINISHED" if record.status == "finished" else "FAILED"
+        status = {"finished": "FINISHED", "stopped": "KILLED"}.get(record.status, "FAILED")
         self._client.set_terminated(mlflow_id, status, end_time=ended)
         self._children[run.id] = self._client.get_run(mlflow_id)
 
-    def close(self, records: dict[str, Record]) -> None:
-        """Aggregate each variant over its folds and set its state; only a complete variant gets a mean."""
+    def close(self, records: dict[str, Record], given_up: Set[str] = frozenset()) -> None:
+        """Aggregate each variant over its folds and set its state; only a complete variant gets a mean. `given_up` are
+        the labels of variants that a search will not complete."""
         now = max((_ended(record) for record in records.values()), default=0)
         for variant in self._study.sweep.variants:
             runs = self._study.runs_of(variant)
@@ -199,19 +209,21 @@ class Tracker:
                         metrics.append(Metric(f"{schema.CV}{key}_std", float(folds.std(ddof=1)), now, 0))
                 for start in range(0, len(metrics), BATCH):
                     self._client.log_batch(mlflow_id, metrics=metrics[start : start + BATCH])
-            failed = any(record.status != "finished" for record in finished.values())
-            status = "FINISHED" if complete else "FAILED" if failed else "RUNNING"
+            ends = {record.status for record in finished.values()}
+            broken = ends & {"failed", "diverged"}
+            ended = "KILLED" if variant.label in given_up else "RUNNING"
+            status = "FINISHED" if complete else "FAILED" if broken else ended
             if status == "RUNNING":
                 self._client.update_run(mlflow_id, status=status)
             else:
                 self._client.set_terminated(mlflow_id, status)
 
-    def sync(self, records: dict[str, Record]) -> int:
+    def sync(self, records: dict[str, Record], given_up: Set[str] = frozenset()) -> int:
         """Project every record that is not yet in MLflow and close the variants; returns how many were missing."""
         missing = [record for record in records.values() if not self.is_projected(record)]
         for record in missing:
             self.project(record)
-        self.close(records)
+        self.close(records, given_up)
         return len(missing)
 
 
@@ -236,6 +248,10 @@ class TrackingThread:
             self.failure = _line(error)
         self._thread.start()
 
+    def grow(self, study: Study) -> None:
+        """Take in the variants that a search has added."""
+        self._study = study
+
     def put(self, run_id: str) -> None:
         """A fold run has left its record."""
         self._inbox.put(run_id)
@@ -249,18 +265,20 @@ class TrackingThread:
             if record is None:
                 continue
             try:
+                self._tracker.grow(self._study)
                 self._tracker.project(record)
             except FAILURES as error:
                 self.failure = _line(error)
                 self.unwritten.append(run_id)
 
-    def finish(self, records: dict[str, Record]) -> None:
+    def finish(self, records: dict[str, Record], given_up: Set[str] = frozenset()) -> None:
         """Wait for what is under way, then bring MLflow up to all records; a store that is back is used again."""
         self._inbox.put(None)
         self._thread.join()
         try:
             tracker = self._tracker or Tracker(self._study, self._uri)
-            tracker.sync(records)
+            tracker.grow(self._study)
+            tracker.sync(records, given_up)
         except FAILURES as error:
             self.failure = _line(error)
             return

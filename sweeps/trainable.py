@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from ray.tune import Trainable
 
-from guided.train import Diverged, Epoch, FoldResult, run_fold
+from guided.train import Diverged, Epoch, FoldResult, run_fold, saved_history
 from sweeps import schema
 from sweeps.records import PROGRESS, FoldRun, Records
 from sweeps.study import Study, read_study
@@ -69,9 +69,13 @@ class FoldRunTrial(Trainable):
             self._generator = None
 
     def step(self) -> dict[str, Any]:
-        """One epoch; the step after the last one tests and writes the record."""
+        """One epoch; the step after the last one tests and writes the record. A fold run that a search wants stopped
+        writes its record instead of another epoch."""
         if self._generator is None:
             raise RuntimeError(f"fold run {self._fold_run.name} has ended")
+        reason = self._records.stop_asked(self._fold_run.id)
+        if reason is not None:
+            return self._halt(reason)
         try:
             epoch = next(self._generator)
         except StopIteration as end:
@@ -131,6 +135,14 @@ class FoldRunTrial(Trainable):
         self._records.write(self._fold_run, "diverged", reason=str(error), history=error.history, details=details)
         self._records.drop_checkpoint(self._fold_run.id)
         return {"epoch": len(error.history), "done": True}
+
+    def _halt(self, reason: str) -> dict[str, Any]:
+        self._close()
+        history = saved_history(self._records.checkpoint(self._fold_run.id))
+        details = {**self._details(), "notes": []}
+        self._records.write(self._fold_run, "stopped", reason=reason, history=history, details=details)
+        self._records.drop_checkpoint(self._fold_run.id)
+        return {"epoch": len(history), "done": True}
 
     def _details(self) -> dict[str, Any]:
         return {

@@ -159,7 +159,7 @@ def test_asha_halts_within_a_loss_and_a_block_and_tells_the_curve() -> None:
     others = [job for job in first if job.variant.config.loss.name == "triplet"]
 
     def told(job: Any, scores: list[float]) -> list[bool]:
-        return [search.epoch(job.key, epoch, score) for epoch, score in enumerate(scores)]
+        return [search.epoch(job.key, epoch, score) is not None for epoch, score in enumerate(scores)]
 
     assert told(guided[0], [0.1, 0.2, 0.3, 0.4]) == [False] * 4  # alone at the rung of four epochs
     assert told(others[0], [0.0, 0.0, 0.0, 0.1]) == [False] * 4  # another loss has its own rung
@@ -403,7 +403,7 @@ def course(
         place = GRID.index(job.variant) * len(BLOCKS) + BLOCKS.index(job.block)
         end: End | None = None
         curve.append(score(job, len(curve)))
-        if search.epoch(key, len(curve) - 1, curve[-1]):
+        if search.epoch(key, len(curve) - 1, curve[-1]) is not None:
             end = End("stopped", tuple(curve))
         elif len(curve) == 2 and place in breaks:
             end = End(breaks[place], tuple(curve))  # type: ignore[arg-type]
