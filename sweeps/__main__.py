@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis.stats import smallest_detectable_difference
+from sweeps.board import duration
 from sweeps.spec import PRESETS, Sweep, find_sweep, flat, load_sweep, shipped_sweeps
 
 if TYPE_CHECKING:
@@ -64,6 +67,23 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--retry-failed", action="store_true", help="try failed and diverged fold runs again")
             command.add_argument("--uri", help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else OUT/mlflow.db)")
 
+    told = "re-play a search over the recorded curves of a finished grid: cost, makespan, how often it chooses well"
+    replay = commands.add_parser("replay", help=told, description=told)
+    replay.add_argument("out", type=Path, help="folder with the recorded grid, the OUT of its run")
+    replay.add_argument("sweep", help="name or file of the ablation that was recorded there")
+    replay.add_argument(
+        "--strategy",
+        action="append",
+        metavar="'KEY=VALUE …'",
+        help="settings of a search, e.g. 'variants=20 stop.rule=racing'; again for more (default: the default search)",
+    )
+    replay.add_argument("--workers", type=int, default=1, help="simulated fold runs at a time (default: 1)")
+    replay.add_argument("--repeats", type=int, default=200, help="replays of each strategy (default: 200)")
+    replay.add_argument("--seeds", type=int, nargs="+", help="seeds the strategy sees (default: the first)")
+    replay.add_argument("--judge-seeds", type=int, nargs="+", help="seeds it is judged on (default: all others)")
+    replay.add_argument("--metric", default="test/f1_macro", help="what the judge looks at (default: test/f1_macro)")
+    replay.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
     gc = commands.add_parser("gc", help="free checkpoints that finished fold runs no longer need")
     _add_out(gc)
     gc.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
@@ -79,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     console = Console(highlight=False)
     errors = Console(stderr=True, highlight=False)
-    commands = {"list": _list, "plan": _plan, "run": _run, "status": _status, "gc": _gc}
+    commands = {"list": _list, "plan": _plan, "run": _run, "status": _status, "replay": _replay, "gc": _gc}
     try:
         return commands[given.command](given, console)
     except (ValueError, FileNotFoundError, PermissionError, RuntimeError) as error:
@@ -231,6 +251,29 @@ def _status(given: argparse.Namespace, console: Console) -> int:
 
     name = find_sweep(given.sweep).stem
     return OK if show_status(given.out.absolute(), name, console) else WRONG
+
+
+def _replay(given: argparse.Namespace, console: Console) -> int:
+    from sweeps.replay import compare, find_grid, read_grid, show
+
+    for name in ("workers", "repeats"):
+        if getattr(given, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(given, name)}")
+    study = find_grid(given.out.absolute(), find_sweep(given.sweep).stem)
+    seeds = given.seeds or list(study.sweep.seeds[:1])
+    judges = given.judge_seeds or [seed for seed in study.sweep.seeds if seed not in seeds]
+    grid = read_grid(study, seeds, judges, given.metric)
+    rows = compare(grid, given.strategy or [""], given.workers, given.repeats)
+    if given.json:
+        print(json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False))
+        return OK
+    console.print(
+        f"{len(grid.variants)} variants x {len(grid.blocks)} fold runs of seed {', '.join(map(str, seeds))}; judged by "
+        f"{given.metric} of seed {', '.join(map(str, judges))}; the whole grid takes {duration(grid.seconds)}",
+        soft_wrap=True,
+    )
+    show(rows, given.workers, console)
+    return OK
 
 
 def _gc(given: argparse.Namespace, console: Console) -> int:

@@ -7,10 +7,10 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 # Read by Ray when it is imported or started.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled" if "RAY_ADDRESS" not in os.environ else "token")
@@ -29,13 +29,10 @@ from sweeps import schema
 from sweeps.board import Board
 from sweeps.records import FoldRun, Record, Records
 from sweeps.searcher import FoldRunSearcher, append_to, read_log
-from sweeps.spec import SpecError, Variant
-from sweeps.strategy import Block, End, Job, Key, Search, end_of
+from sweeps.spec import SearchSettings, SpecError, Variant
+from sweeps.strategy import Block, End, Job, Key, Search, SearchSpace, end_of
 from sweeps.study import Study
 from sweeps.tracking import TrackingThread
-
-if TYPE_CHECKING:
-    from sweeps.spec import SearchPlan
 
 # A lost worker is tried again, from the last epoch it saved.
 RETRIES = 2
@@ -239,6 +236,15 @@ def _tune(study: Study, space: dict[str, Any], told: tune.TuneConfig, watcher: _
 
 GIVEN_UP = ("raced out", "stopped")
 ASKED = "asked.jsonl"  # in the folder of the study: the decisions of its search
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """What a search asks among: a space, how it is searched, and the variant of its values (SpecError for none)."""
+
+    space: SearchSpace
+    settings: SearchSettings
+    resolve: Callable[[dict[str, Any]], Variant]
 
 
 @dataclass(frozen=True)

@@ -13,24 +13,30 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import yaml
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import BaseTrial
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
+from sweeps import schema
+from sweeps.board import duration
 from sweeps.records import Record, Records
-from sweeps.spec import SpecError, Variant
+from sweeps.spec import SearchSettings, SpecError, Variant
 from sweeps.strategy import Block, End, Key, Search, end_of
-from sweeps.study import read_study
-
-if TYPE_CHECKING:
-    from sweeps.spec import SearchSettings
+from sweeps.study import Study, read_study
 
 PARTS = ("time/train", "time/embed", "time/validate", "time/refresh")
 
@@ -145,30 +151,41 @@ def _error(scores: np.ndarray) -> float:
     return float(scores.std(ddof=1)) / sqrt(len(scores))
 
 
-def read_grid(
-    folder: Path, seeds: Sequence[int], judge_seeds: Sequence[int], metric: str, objectives: Sequence[str]
-) -> Grid:
-    """The grid that the study in `folder` recorded: `seeds` for the strategy, `metric` of `judge_seeds` for the judge.
+def find_grid(out: Path, sweep: str) -> Study:
+    """The study of `sweep` under `out`. Raises ValueError where there is none, or more than one."""
+    folders = sorted(path.parent for path in (out / "studies").glob(f"{sweep}-*/study.json"))
+    if len(folders) != 1:
+        found = ", ".join(folder.name for folder in folders) or "none"
+        raise ValueError(f"a replay needs one recorded study of {sweep} under {out}; found: {found}")
+    return read_study(folders[0])
 
-    Raises ValueError where fold runs of these seeds have no record, or none of them exists.
+
+def read_grid(study: Study, seeds: Sequence[int], judge_seeds: Sequence[int], metric: str) -> Grid:
+    """What a study recorded: `seeds` for the strategy, `metric` of `judge_seeds` for the judge.
+
+    Raises ValueError where fold runs of these seeds have no record, or where there is nothing to judge by.
     """
-    study = read_study(folder)
-    absent = sorted((set(seeds) | set(judge_seeds)) - set(study.sweep.seeds))
+    if not judge_seeds:
+        raise ValueError(
+            f"study {study.folder.name} has one seed only; name it with --judge-seeds to judge on the seed that the "
+            "strategy has seen (by other cells: its validation is not its test)"
+        )
+    absent = sorted({*seeds, *judge_seeds} - set(study.sweep.seeds))
     if absent:
-        raise ValueError(f"study {folder.name} has no seed {absent[0]}; its seeds are {list(study.sweep.seeds)}")
+        raise ValueError(f"study {study.folder.name} has no seed {absent[0]}; its seeds are {list(study.sweep.seeds)}")
     runs = [run for run in study.fold_runs if run.seed in {*seeds, *judge_seeds}]
     records = Records(study.out).read_all([run.id for run in runs])
     missing = [run for run in runs if run.id not in records]
     if missing:
         raise ValueError(
-            f"the grid of {folder.name} is not complete: {len(missing)} of {len(runs)} fold runs have no record, "
+            f"the grid of {study.folder.name} is not complete: {len(missing)} of {len(runs)} fold runs have no record, "
             f"{missing[0].name} for one; finish it with `run`, or name seeds that are complete"
         )
     courses, scores = {}, {}
     for run in runs:
         record = records[run.id]
         if run.seed in seeds:
-            courses[(run.config.id, run.partition, run.fold, run.seed)] = _course(record, objectives)
+            courses[(run.config.id, run.partition, run.fold, run.seed)] = _course(record)
         if run.seed in judge_seeds and record.status == "finished":
             scores[(run.config.id, run.partition, run.fold, run.seed)] = record.metrics[metric]
     blocks = list(dict.fromkeys(key[1:] for key in courses))
@@ -180,13 +197,15 @@ def read_grid(
         if all(len(row) == len(judge_seeds) for row in whole):  # a variant that broke is never the best
             judged[variant.config.id] = [float(np.mean(row)) for row in whole]
     if not judged:
-        raise ValueError(f"no variant of {folder.name} has finished every fold run of the seeds {list(judge_seeds)}")
+        raise ValueError(
+            f"no variant of {study.folder.name} has finished every fold run of the seeds {list(judge_seeds)}"
+        )
     return Grid(study.sweep.variants, tuple(blocks), courses, judged)
 
 
-def _course(record: Record, objectives: Sequence[str]) -> Course:
+def _course(record: Record) -> Course:
     epochs = tuple(sum(epoch[part] for part in PARTS) for epoch in record.history)
-    return Course(end_of(record, objectives), epochs, record.metrics.get("time/final", 0.0))
+    return Course(end_of(record, [schema.BEST_VAL_F1]), epochs, record.metrics.get("time/final", 0.0))
 
 
 @dataclass(frozen=True)
@@ -249,7 +268,7 @@ class Summary:
     within: float  # choice within one standard error of the best
     within_paired: float
     best: float  # choice is the best one
-    regret: float  # mean distance to the best
+    regret: float | None  # mean distance to the best; None: no replay chose a variant that the judge knows
     empty: int  # replays in which no variant finished
 
 
@@ -268,9 +287,59 @@ def summarise(grid: Grid, name: str, runs: Sequence[Replayed], grid_makespan: fl
         within=sum(map(grid.within_one_error, sound)) / len(runs),
         within_paired=sum(map(grid.within_paired_error, sound)) / len(runs),
         best=sum(config == grid.best for config in sound) / len(runs),
-        regret=float(np.mean([grid.regret(config) for config in sound])) if sound else float("nan"),
+        regret=float(np.mean([grid.regret(config) for config in sound])) if sound else None,
         empty=len(runs) - len(chosen),
     )
+
+
+def strategy_of(text: str) -> SearchSettings:
+    """The settings of "sampler=tpe variants=20 stop.rule=racing stop.first=2"; what is not given has its default.
+
+    Raises SpecError for what is no setting of a search.
+    """
+    values: dict[str, Any] = {}
+    for word in shlex.split(text):
+        key, equals, value = word.partition("=")
+        if not equals or not key or not value:
+            raise SpecError(f"strategy {text!r}", [f"{word!r} is not of the form key=value, for example variants=20"])
+        section, dot, name = key.partition(".")
+        (values.setdefault(section, {}) if dot else values)[name or section] = yaml.safe_load(value)
+    try:
+        return SearchSettings.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, entry['loc']))}: {entry['msg'].lower()}" for entry in error.errors()]
+        raise SpecError(f"strategy {text!r}", problems) from None
+
+
+def compare(grid: Grid, strategies: Sequence[str], workers: int, repeats: int) -> list[Summary]:
+    """The full grid, then every strategy, each over `repeats` replays."""
+    whole = full_grid(grid, workers)
+    rows = [summarise(grid, "full grid", [whole], whole.makespan)]
+    for text in strategies:
+        runs = list(replays(grid, strategy_of(text), workers, repeats))
+        rows.append(summarise(grid, text or "default", runs, whole.makespan))
+    return rows
+
+
+def show(rows: Sequence[Summary], workers: int, console: Console) -> None:
+    """Print the comparison as a table."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("strategy", overflow="fold")
+    for name in ("replays", "cost", "95 %", f"makespan on {workers}", "within 1 SE", "paired", "best", "regret"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            escape(row.strategy),
+            str(row.replays),
+            f"{row.cost:.1%}",
+            f"{row.cost_worst:.1%}",
+            duration(row.makespan),
+            f"{row.within:.1%}",
+            f"{row.within_paired:.1%}",
+            f"{row.best:.1%}",
+            "–" if row.regret is None else f"{row.regret:.4f}",
+        )
+    console.print(table)
 
 
 def replays(grid: Grid, settings: SearchSettings, workers: int, repeats: int) -> Iterator[Replayed]:

@@ -41,6 +41,50 @@ class Resources(Strict):
     workers: Annotated[int, Field(ge=1)] | None = None  # fold runs at a time; None: as many as fit
 
 
+class Objective(Strict):
+    """What a search is after: a metric of a fold run, averaged over its folds. Never one of the test cells."""
+
+    metric: str
+    direction: Literal["maximize", "minimize"]
+
+
+class NoStop(Strict):
+    """Every variant is trained on every fold."""
+
+    rule: Literal["none"] = "none"
+
+
+class Racing(Strict):
+    """A variant starts with `first` fold runs and goes on while its mean fold-paired difference to the best variant
+    is at least -`margin`."""
+
+    rule: Literal["racing"] = "racing"
+    first: Annotated[int, Field(ge=1)] = 2
+    margin: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Asha(Strict):
+    """A fold run goes on while it is among the best 1/eta of its fold and loss, first after `min_epochs` beyond the
+    warm-up."""
+
+    rule: Literal["asha"] = "asha"
+    min_epochs: Annotated[int, Field(ge=1)] = 2
+    eta: Annotated[int, Field(ge=2)] = 3
+
+
+class SearchSettings(Strict):
+    """The `search` block of a sweep file."""
+
+    sampler: Literal["tpe", "random", "qmc", "cmaes"] = "tpe"
+    variants: Annotated[int, Field(ge=1)] = 24
+    startup: Annotated[int, Field(ge=1)] = 10  # variants asked at random before TPE begins
+    seed: Annotated[int, Field(ge=0)] = 0
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = (
+        Objective(metric="best/val_f1_macro", direction="maximize"),
+    )
+    stop: Annotated[NoStop | Racing | Asha, Field(discriminator="rule")] = Racing()
+
+
 class SweepFile(Strict):
     """A sweep file (sweeps/*.yaml)."""
 

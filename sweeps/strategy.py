@@ -37,7 +37,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from math import ceil
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import optuna
@@ -46,18 +46,15 @@ from optuna.trial import BaseTrial, TrialState
 from guided.growth import WARMUP_EPOCHS, is_warmup
 from sweeps import schema
 from sweeps.records import Record, Status
-from sweeps.spec import SpecError, Variant
-
-if TYPE_CHECKING:
-    from sweeps.spec import SearchSettings
+from sweeps.spec import Asha, Racing, SearchSettings, SpecError, Variant
 
 Block = tuple[int, int, int]  # partition, fold, seed
 Key = tuple[str, int, int, int]  # config id, partition, fold, seed
 Decision = dict[str, Any]  # a line of the log
 VariantEnd = Literal["finished", "failed", "diverged", "raced out", "stopped"]
 
-# Refused answers in a row before a listed space gives one of its rest at random, and before any other space is spent.
-REFUSALS_LISTED, REFUSALS = 10, 200
+# Refused answers in a row before a space is spent; a listed one gives the nearest of its rest after the first.
+REFUSALS = 200
 WORST_F1 = 0.0
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line for every study and trial
@@ -268,7 +265,8 @@ class Search:
         record: Callable[[Decision], None] | None = None,
     ) -> None:
         self._space, self._blocks, self._settings, self._resolve = space, tuple(blocks), settings, resolve
-        self._stop = settings.stop
+        self._racing = settings.stop if isinstance(settings.stop, Racing) else None
+        self._asha = settings.stop if isinstance(settings.stop, Asha) else None
         self._directions = [objective.direction for objective in settings.objectives]
         self._listed = space.listed()
         self._record = record or (lambda decision: None)
@@ -276,6 +274,7 @@ class Search:
         self._study = optuna.create_study(directions=self._directions, sampler=make_sampler(settings, 0))
         self._trials: list[optuna.Trial | None] = []  # by number; None: known from elsewhere
         self._refusals = 0  # in a row
+        self._refused: dict[str, Any] = {}  # the last of them
         self._asked: dict[int, _Asked] = {}
         self._numbers: dict[str, int] = {}  # by config id
         self._open: dict[int, _Asked] = {}  # asked, not yet told
@@ -301,13 +300,13 @@ class Search:
 
     def _check(self) -> None:
         count = len(self._directions)
-        if count > 1 and self._stop.rule != "none":
+        if count > 1 and (self._racing or self._asha):
             raise ValueError(
-                f"stop rule {self._stop.rule!r} compares one score and the search has {count} objectives; use rule none"
+                f"stop rule {self._settings.stop.rule!r} compares one score and the search has {count} objectives; use rule none"
             )
-        if self._stop.rule == "racing" and self._stop.first >= len(self._blocks):
+        if self._racing and self._racing.first >= len(self._blocks):
             raise ValueError(
-                f"racing starts with {self._stop.first} fold runs of a variant, and there are only "
+                f"racing starts with {self._racing.first} fold runs of a variant, and there are only "
                 f"{len(self._blocks)}; lower stop.first or use rule none"
             )
         if self._settings.sampler == "cmaes":
@@ -456,22 +455,32 @@ class Search:
 
     def _ask(self) -> bool:
         """Ask Optuna once; returns whether a variant came of it."""
-        number = len(self._trials)
-        if self._refusals >= (REFUSALS if self._listed is None else REFUSALS_LISTED):
+        number, chosen = len(self._trials), None
+        if self._refusals and self._listed is not None:
             rest = self._rest()
-            if not rest:
-                self._decide({"event": "spent"})
-                return False
-            chosen = rest[int(np.random.default_rng([self._settings.seed, number]).integers(len(rest)))]
-            self._study.enqueue_trial(self._space.as_trial(chosen)[0])
-        self._study.sampler = make_sampler(self._settings, number)
-        trial = self._study.ask()
-        values = self._space.suggest(trial)
+            chosen = self._nearest(rest, number) if rest else None
+            spent = not rest
+        else:
+            spent = self._refusals >= REFUSALS
+        if spent:
+            self._decide({"event": "spent"})
+            return False
+        values = self._try(chosen)
         variant, refused = self._variant(values)
         config = "" if variant is None else variant.config.id
-        self._trials.append(trial)
         self._decide({"event": "ask", "number": number, "values": values, "config": config, "refused": refused})
         return variant is not None
+
+    def _try(self, values: dict[str, Any] | None) -> dict[str, Any]:
+        """A new trial of the study: with these values, or with those that the sampler gives."""
+        if values is not None:
+            self._study.enqueue_trial(self._space.as_trial(values)[0])
+        self._study.sampler = make_sampler(self._settings, len(self._trials))
+        trial = self._study.ask()
+        if self._settings.sampler in ("qmc", "cmaes"):
+            _ = trial.relative_params  # these two count what they gave, and values that are given pass them by
+        self._trials.append(trial)
+        return self._space.suggest(trial)
 
     def _variant(self, values: dict[str, Any]) -> tuple[Variant | None, str]:
         """The variant of these values, or why there is none to train."""
@@ -487,22 +496,23 @@ class Search:
         """Choices of a listed space that make a variant not yet asked."""
         return [values for values in self._listed or [] if self._variant(values)[0] is not None]
 
+    def _nearest(self, rest: list[dict[str, Any]], number: int) -> dict[str, Any]:
+        """The choice of `rest` that has most values in common with the one refused last; the lot decides a tie."""
+        near = [sum(self._refused.get(key) == value for key, value in values.items()) for values in rest]
+        rng = np.random.default_rng([self._settings.seed, number])
+        return rest[int(rng.choice(np.flatnonzero(np.equal(near, max(near)))))]
+
     def _again(self, decision: Decision) -> None:
         """Ask what an earlier driver asked, so that the study knows the same trials."""
         if decision["number"] != len(self._trials):
             raise ValueError(f"the log of the search goes from ask {len(self._trials)} to {decision['number']}")
-        self._study.enqueue_trial(self._space.as_trial(decision["values"])[0])
-        self._study.sampler = make_sampler(self._settings, decision["number"])
-        trial = self._study.ask()
-        if self._settings.sampler in ("qmc", "cmaes"):
-            _ = trial.relative_params  # fixed values pass the sampler by, and these two count what they gave
-        self._space.suggest(trial)
-        self._trials.append(trial)
+        self._try(decision["values"])
 
     def _enter(self, decision: Decision) -> None:
         number, values, trial = decision["number"], decision["values"], self._trials[decision["number"]]
         if decision["refused"]:
             self._refusals += 1
+            self._refused = values
             self._study.tell(trial, state=TrialState.FAIL)
             return
         self._refusals = 0
@@ -513,7 +523,7 @@ class Search:
                 f"ask {number} of the search, {values}, made configuration {decision['config']} and now makes {now}: "
                 "the sweep file or the code has changed; give the changed sweep another name"
             )
-        cleared = self._stop.first if self._stop.rule == "racing" else len(self._blocks)
+        cleared = self._racing.first if self._racing else len(self._blocks)
         asked = _Asked(number, variant, decision["config"], values, trial, cleared)
         self._asked[number] = self._open[number] = asked
         self._numbers[asked.config] = number
@@ -538,19 +548,19 @@ class Search:
             for rung, stop in asked.verdicts.get(block, {}).items():
                 if stop:
                     curve = list(self._curve(asked.key(block))[:rung])
-                    why = f"{_name(block)} was not among the best 1/{self._stop.eta} after {rung} epochs"
+                    why = f"{_name(block)} was not among the best of its fold and loss after {rung} epochs"
                     return _told(asked, "stopped", curve=curve, why=why)
         if len(ends) == len(self._blocks):
             means = np.mean([end.values for end in ends.values()], axis=0)
             return _told(asked, "finished", means.tolist())
-        if self._stop.rule == "racing" and all(block in ends for block in self._blocks[: asked.cleared]):
-            return self._race(asked)
+        if self._racing and all(block in ends for block in self._blocks[: asked.cleared]):
+            return self._race(asked, self._racing.margin)
         return None
 
-    def _race(self, asked: _Asked) -> Decision:
+    def _race(self, asked: _Asked, margin: float) -> Decision:
         own, rivals = self._scores(asked), self._rivals(asked)
         lag = behind(own, rivals, self._directions[0])
-        if lag <= self._stop.margin:
+        if lag <= margin:
             return {"event": "cleared", "number": asked.number, "blocks": asked.cleared + 1}
         why = f"{lag:.3f} behind the best on the same {len(own)} folds"
         return _told(asked, "raced out", [adjusted(own, rivals, self._blocks)], why=why)
@@ -558,14 +568,14 @@ class Search:
     def _judge_rungs(self, asked: _Asked, block: Block) -> None:
         """Judge a fold run under way at every rung that it has reached."""
         key = asked.key(block)
-        if self._stop.rule != "asha" or asked.end is not None or key in self._ends:
+        if self._asha is None or asked.end is not None or key in self._ends:
             return
         curve, passed = self._curve(key), asked.verdicts.setdefault(block, {})
-        for rung in rungs(asked.variant, self._stop.min_epochs, self._stop.eta):
+        for rung in rungs(asked.variant, self._asha.min_epochs, self._asha.eta):
             if rung in passed or len(curve) < rung:
                 continue
             rivals = self._at_rung(asked, block, rung)
-            stop = not goes_on(max(curve[:rung]), rivals, self._stop.eta)
+            stop = not goes_on(max(curve[:rung]), rivals, self._asha.eta)
             decision = {"event": "rung", "number": asked.number, "block": list(block), "epochs": rung, "stop": stop}
             self._decide(decision)
             if stop:
