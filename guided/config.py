@@ -256,6 +256,18 @@ class Folds(Strict):
     validation_group: Literal["cell", "group"] = "cell"  # group: whole regions or patients validate; beyond the paper
     # Regions or patients that no fold touches; a winner is judged there. "patient=1" where "1" names a region as well.
     holdout: Annotated[tuple[str, ...], AfterValidator(_each_once)] = ()
+    # holdout: one fold for each name of the hold-out, which is its test part; all other cells train and validate
+    tested: Literal["folds", "holdout"] = "folds"
+
+    @property
+    def number(self) -> int:
+        """How many folds a partition has."""
+        return self.count if self.tested == "folds" else len(self.holdout)
+
+    @property
+    def idle(self) -> set[str]:
+        """Options that mean nothing beside the others and stay out of the id."""
+        return {"tested"} if self.tested == "folds" else {"count"}
 
 
 class Config(Strict):
@@ -275,7 +287,8 @@ class Config(Strict):
     @property
     def id(self) -> str:
         """Twelve hex digits of the content; two variants that differ in nothing, or in idle options only, share it."""
-        told = self.model_dump(mode="json", exclude={"guide": self.guide.idle, "embedding": self.embedding.idle})
+        idle = {"guide": self.guide.idle, "embedding": self.embedding.idle, "folds": self.folds.idle}
+        told = self.model_dump(mode="json", exclude=idle)
         return content_id({"schema": SCHEMA_VERSION, **told})
 
 

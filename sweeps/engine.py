@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import IO, Any
@@ -29,8 +29,8 @@ from sweeps import schema
 from sweeps.board import Board
 from sweeps.records import FoldRun, Record, Records
 from sweeps.searcher import FoldRunSearcher, append_to, read_log
-from sweeps.spec import SearchSettings, SpecError, Variant
-from sweeps.strategy import Block, End, Job, Key, Search, SearchSpace, end_of
+from sweeps.spec import SearchPlan, SpecError, Variant
+from sweeps.strategy import Block, End, Job, Key, Search, end_of
 from sweeps.study import Study
 from sweeps.tracking import TrackingThread
 
@@ -239,15 +239,6 @@ ASKED = "asked.jsonl"  # in the folder of the study: the decisions of its search
 
 
 @dataclass(frozen=True)
-class SearchPlan:
-    """What a search asks among: a space, how it is searched, and the variant of its values (SpecError for none)."""
-
-    space: SearchSpace
-    settings: SearchSettings
-    resolve: Callable[[dict[str, Any]], Variant]
-
-
-@dataclass(frozen=True)
 class Searched:
     """How a search ended: the study with every variant asked, the state of its decisions, and how its fold runs went.
 
@@ -389,5 +380,5 @@ class _SearchRun:
 def _blocks(study: Study) -> list[Block]:
     """What a variant is trained on, in order: all folds of a partition, then the next, then the next seed."""
     sweep = study.sweep
-    folds = range(sweep.variants[0].config.folds.count)
+    folds = range(sweep.variants[0].config.folds.number)
     return [(partition, fold, seed) for seed in sweep.seeds for partition in sweep.partitions for fold in folds]

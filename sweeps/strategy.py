@@ -37,16 +37,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from math import ceil
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import optuna
-from optuna.trial import BaseTrial, TrialState
+from optuna.trial import TrialState
 
 from guided.growth import WARMUP_EPOCHS, is_warmup
 from sweeps import schema
 from sweeps.records import Record, Status
-from sweeps.spec import Asha, Racing, SearchSettings, SpecError, Variant
+from sweeps.spec import Asha, Racing, SearchSettings, SearchSpace, SpecError, Variant
 
 Block = tuple[int, int, int]  # partition, fold, seed
 Key = tuple[str, int, int, int]  # config id, partition, fold, seed
@@ -58,19 +58,6 @@ REFUSALS = 200
 WORST_F1 = 0.0
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line for every study and trial
-
-
-class SearchSpace(Protocol):
-    """What a search needs of a space; `sweeps.space.Space` is one, the recorded variants of a replay another."""
-
-    def suggest(self, trial: BaseTrial) -> dict[str, Any]:
-        """Values for the keys that apply."""
-
-    def as_trial(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Optuna's parameters and distributions of these values."""
-
-    def listed(self) -> list[dict[str, Any]] | None:
-        """Every choice of a space that is a list, else None."""
 
 
 @dataclass(frozen=True)

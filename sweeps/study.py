@@ -53,7 +53,7 @@ class Study:
     def fold_runs(self) -> list[FoldRun]:
         """Every fold run, in the order they are trained: fold by fold through all variants, so that the running
         comparison is always over nearly the same folds."""
-        folds = range(self.sweep.variants[0].config.folds.count)
+        folds = range(self.sweep.variants[0].config.folds.number)
         return [
             self._fold_run(variant, partition, fold, seed)
             for seed in self.sweep.seeds
