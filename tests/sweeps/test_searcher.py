@@ -102,9 +102,7 @@ def test_a_fold_run_behind_is_halted_before_its_next_epoch() -> None:
     for place, score in ((0, 0.5), (2, 0.4)):
         world.searcher.on_trial_result(str(place), {"epoch": 0, "val_f1": score})
     assert [key for key, _ in world.halted] == [first[1]]
-    assert (
-        world.halted[0][1] == "partition 0, fold 0, seed 0 was not among the best of its fold and loss after 1 epochs"
-    )
+    assert world.halted[0][1] == "partition 0, fold 0, seed 0: not among the best of its loss after 1 epochs"
     world.searcher.on_trial_result("3", {"epoch": 0, "val_f1": 0.9})  # its other fold
     assert [key[0] for key, _ in world.halted] == [first[1][0]] * 2
     world.searcher.on_trial_result("2", {"epoch": 1, "done": True})  # the line that says it is over is no epoch

@@ -170,10 +170,7 @@ def test_asha_halts_within_a_loss_and_a_block_and_tells_the_curve() -> None:
     halted = others[1]
     sibling = next(job for job in running.values() if job.number == halted.number and job.block == B)
     assert search.epoch(sibling.key, 0, 0.9), "the other fold runs of a stopped variant cannot help it"
-    assert (
-        search.halted(halted.key)
-        == "partition 0, fold 0, seed 0 was not among the best of its fold and loss after 4 epochs"
-    )
+    assert search.halted(halted.key) == "partition 0, fold 0, seed 0: not among the best of its loss after 4 epochs"
     trial = trials(search)[halted.number]
     assert trial.state == TrialState.PRUNED
     assert trial.intermediate_values == {0: 0.0, 1: 0.0, 2: 0.05, 3: 0.05}
