@@ -297,7 +297,39 @@ class _SearchRun:
             ended={key: end_of(done[run.id], self._objectives) for key, run in self._runs.items() if run.id in done},
             curves=self._curves(done),
             record=append_to(study.folder / ASKED),
+            first=study.sweep.variants[0].varied,
         )
+        if not log:
+            for values, told in self._recorded():
+                self.search.warm_start(values, told)
+
+    def _recorded(self) -> Iterator[tuple[dict[str, Any], list[float]]]:
+        """Values and mean objectives of variants of this space that an earlier sweep has trained on the same folds."""
+        space, blocks = self._plan.space, _blocks(self.study)
+        if not isinstance(space, Space) or not self._records.folder.exists():
+            return
+        scores: dict[str, dict[Block, list[float]]] = {}
+        configs: dict[str, dict[str, Any]] = {}
+        for folder in sorted(self._records.folder.iterdir()):
+            identity = self._records.identity(folder.name)
+            if identity is None or identity["data"] != self.study.data.fingerprint:
+                continue
+            end = end_of(self._records.read_whole(folder.name), self._objectives)
+            if end.status == "finished":
+                block = (identity["partition"], identity["fold"], identity["seed"])
+                scores.setdefault(identity["config_id"], {})[block] = list(end.values)
+                configs[identity["config_id"]] = flat(identity["config"])
+        for config, by_block in scores.items():
+            if not by_block.keys() >= set(blocks):
+                continue
+            values = {key: value for key, value in configs[config].items() if key in space.axes}
+            values = {key: value for key, value in values.items() if space.active(key, values)}
+            try:
+                known = space.contains(values) and self._resolve(values).config.id == config
+            except SpecError:
+                continue
+            if known:
+                yield values, [float(np.mean(each)) for each in zip(*(by_block[b] for b in blocks), strict=True)]
 
     def _curves(self, done: dict[str, Record]) -> dict[Key, list[float]]:
         from guided.train import saved_history  # imports torch

@@ -23,7 +23,7 @@ from guided.strict_yaml import read_yaml
 from guided.where import parse_where
 from sweeps import schema
 from sweeps.budget import Budget
-from sweeps.space import Axis, Space, make_space, space_problems
+from sweeps.space import Axis, make_space, space_problems
 
 HERE = Path(__file__).parent
 PRESETS = HERE / "presets"

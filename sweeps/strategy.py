@@ -235,6 +235,7 @@ class Search:
 
     `log`, `ended` and `curves` are what an earlier driver left: its decisions, the ends of fold runs by key, and the
     validation curves of those under way. `record` is called with each new decision before it takes effect.
+    `first` are the values asked first, whatever the sampler: those of the baseline.
     `resolve` makes a variant of values; it raises SpecError for values that make none.
     Raises ValueError for settings that cannot work together, and for a log that is not of this search.
     """
@@ -250,7 +251,9 @@ class Search:
         ended: Mapping[Key, End] | None = None,
         curves: Mapping[Key, Sequence[float]] | None = None,
         record: Callable[[Decision], None] | None = None,
+        first: dict[str, Any] | None = None,
     ) -> None:
+        self._first = first
         self._space, self._blocks, self._settings, self._resolve = space, tuple(blocks), settings, resolve
         self._racing = settings.stop if isinstance(settings.stop, Racing) else None
         self._asha = settings.stop if isinstance(settings.stop, Asha) else None
@@ -289,7 +292,8 @@ class Search:
         count = len(self._directions)
         if count > 1 and (self._racing or self._asha):
             raise ValueError(
-                f"stop rule {self._settings.stop.rule!r} compares one score and the search has {count} objectives; use rule none"
+                f"stop rule {self._settings.stop.rule!r} compares one score and the search has {count} objectives; "
+                "use rule none"
             )
         if self._racing and self._racing.first >= len(self._blocks):
             raise ValueError(
@@ -442,7 +446,8 @@ class Search:
 
     def _ask(self) -> bool:
         """Ask Optuna once; returns whether a variant came of it."""
-        number, chosen = len(self._trials), None
+        number = len(self._trials)
+        chosen = None if self._asked or self._refusals else self._first
         if self._refusals and self._listed is not None:
             rest = self._rest()
             chosen = self._nearest(rest, number) if rest else None
