@@ -62,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--skip-bad", action="store_true", help="go on without rows that cannot be read")
         if name == "run":
             command.add_argument("--retry-failed", action="store_true", help="try failed and diverged fold runs again")
-            command.add_argument("--uri", help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else OUT/mlflow.db)")
+            store = command.add_mutually_exclusive_group()
+            store.add_argument("--uri", help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else OUT/mlflow.db)")
+            store.add_argument("--no-mlflow", action="store_true", help="records only; a later run fills MLflow")
 
     gc = commands.add_parser("gc", help="free checkpoints that finished fold runs no longer need")
     _add_out(gc)
@@ -71,7 +73,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_out(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", default="runs", type=Path, help="folder of everything a sweep writes (default: runs)")
+    command.add_argument(
+        "--out", default="runs", type=_folder, help="folder of everything a sweep writes (default: runs)"
+    )
+
+
+def _folder(text: str) -> Path:
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text} is a URI; records are written by rename and locks by the file system, which object stores have "
+            "not: mount a shared file system on every node and give its path"
+        )
+    return Path(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {"list": _list, "plan": _plan, "run": _run, "status": _status, "gc": _gc}
     try:
         return commands[given.command](given, console)
-    except (ValueError, FileNotFoundError, PermissionError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("SWEEPS_DEBUG"):
             raise
         errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
@@ -205,13 +218,17 @@ def _run(given: argparse.Namespace, console: Console) -> int:
     from sweeps.engine import run_study
     from sweeps.tracking import default_uri
 
-    uri = given.uri or default_uri(study.out)
+    uri = None if given.no_mlflow else given.uri or default_uri(study.out)
     outcome = run_study(study, uri, console, retry_failed=given.retry_failed)
     for run in outcome.failed:
         record = outcome.records[run.id]
         console.print(f"[red]{record.status}[/red] {escape(run.name)}: {escape(record.reason)}", soft_wrap=True)
     if outcome.failed:
         console.print("failed fold runs are not repeated by themselves; add --retry-failed (make: RETRY=1)")
+    for run in outcome.absent:
+        if run.id in outcome.hindered:
+            told = f"{run.name}: {outcome.hindered[run.id]}"
+            console.print(f"[red]not trained[/red] {escape(told)}", soft_wrap=True)
     if outcome.unwritten:
         console.print(
             f"[yellow]MLflow lacks some of the record[/yellow] ({escape(outcome.unwritten)}); nothing is lost, "
@@ -219,7 +236,8 @@ def _run(given: argparse.Namespace, console: Console) -> int:
             soft_wrap=True,
         )
     console.print(f"[dim]records {study.out / 'records'}[/dim]", soft_wrap=True)
-    console.print(f"[dim]MLflow  {escape(uri)} (look at it with `make ui`)[/dim]", soft_wrap=True)
+    if uri is not None:
+        console.print(f"[dim]MLflow  {escape(uri)} (look at it with `make ui`)[/dim]", soft_wrap=True)
     if outcome.absent:
         console.print(f"stopped with {len(outcome.absent)} fold runs left; the same command goes on where it was")
         return INTERRUPTED

@@ -124,7 +124,7 @@ class Study:
         path = self.folder / "study.json"
         started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         if path.exists():
-            started = json.loads(path.read_text(encoding="utf-8"))["started"]
+            started = self.started
         sweep = self.sweep
         plan = {
             "id": self.id,
@@ -157,8 +157,15 @@ class Study:
 
     @property
     def started(self) -> str:
-        """ISO time of the first start."""
-        return str(json.loads((self.folder / "study.json").read_text(encoding="utf-8"))["started"])
+        """ISO time of the first start. Raises ValueError naming the plan where it cannot be read."""
+        path = self.folder / "study.json"
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["started"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"the plan {path} is damaged ({error}); delete it, and the same command writes it anew (only the time "
+                "of the first start is lost)"
+            ) from None
 
 
 def make_study(sweep: Sweep, out: Path, *, progress: bool = True) -> Study:
