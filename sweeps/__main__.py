@@ -21,6 +21,8 @@ from sweeps.board import duration
 from sweeps.spec import PRESETS, Sweep, find_sweep, flat, load_sweep, shipped_sweeps
 
 if TYPE_CHECKING:
+    from sweeps.engine import Outcome
+    from sweeps.strategy import Standing
     from sweeps.study import Study
 
 # The paper's sd of fold scores, used for the plan's smallest detectable difference until a study has its own.
@@ -65,7 +67,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--skip-bad", action="store_true", help="go on without rows that cannot be read")
         if name == "run":
             command.add_argument("--retry-failed", action="store_true", help="try failed and diverged fold runs again")
-            command.add_argument("--uri", help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else OUT/mlflow.db)")
+            store = command.add_mutually_exclusive_group()
+            store.add_argument("--uri", help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else OUT/mlflow.db)")
+            store.add_argument("--no-mlflow", action="store_true", help="records only; a later run fills MLflow")
 
     told = "re-play a search over the recorded curves of a finished grid: cost, makespan, how often it chooses well"
     replay = commands.add_parser("replay", help=told, description=told)
@@ -91,7 +95,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_out(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", default="runs", type=Path, help="folder of everything a sweep writes (default: runs)")
+    command.add_argument(
+        "--out", default="runs", type=_folder, help="folder of everything a sweep writes (default: runs)"
+    )
+
+
+def _folder(text: str) -> Path:
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text} is a URI; records are written by rename and locks by the file system, which object stores have "
+            "not: mount a shared file system on every node and give its path"
+        )
+    return Path(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {"list": _list, "plan": _plan, "run": _run, "status": _status, "replay": _replay, "gc": _gc}
     try:
         return commands[given.command](given, console)
-    except (ValueError, FileNotFoundError, PermissionError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("SWEEPS_DEBUG"):
             raise
         errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
@@ -225,13 +240,70 @@ def _run(given: argparse.Namespace, console: Console) -> int:
     from sweeps.engine import run_study
     from sweeps.tracking import default_uri
 
-    uri = given.uri or default_uri(study.out)
-    outcome = run_study(study, uri, console, retry_failed=given.retry_failed)
+    uri = None if given.no_mlflow else given.uri or default_uri(study.out)
+    retry = given.retry_failed
+    if study.sweep.search is None:
+        return _ended(study, run_study(study, uri, console, retry_failed=retry), uri, console)
+
+    from sweeps.engine import run_search
+    from sweeps.judge import earlier_judgements, judgement, winner_of
+
+    searched = run_search(study, study.sweep.search, uri, console, retry_failed=retry)
+    ranking = searched.search.ranking()
+    _show_ranking(ranking, console)
+    code = _ended(searched.study, searched.outcome, uri, console)
+    if not searched.search.done and searched.outcome.limit is None:
+        return code
+    winner = winner_of(ranking)
+    if winner is None:
+        console.print("[red]nothing to judge[/red]: no variant was trained on every fold")
+        return INCOMPLETE
+    judged = judgement(searched.study, winner.variant)
+    groups = judged.folds[0]
+    console.print(
+        f"judging {escape(', '.join(variant.label for variant in judged.sweep.variants))} on {len(groups)} locked "
+        f"groups ({', '.join(judged.sweep.variants[0].config.folds.holdout)}), {len(judged.sweep.seeds)} seeds",
+        soft_wrap=True,
+    )
+    if len(judged.sweep.variants) == 1:
+        console.print("the search found nothing better than its baseline, which is judged alone")
+    if earlier := earlier_judgements(judged):
+        console.print(
+            f"[yellow]note[/yellow] {earlier} other winners were judged on these groups before; choosing among them by "
+            "what is seen here would be optimistic"
+        )
+    return max(code, _ended(judged, run_study(judged, uri, console, retry_failed=retry), uri, console))
+
+
+def _show_ranking(ranking: Sequence[Standing], console: Console) -> None:
+    """The best of a search, by validation: what the choice was made from, no result."""
+    table = Table(box=None, header_style="bold", pad_edge=False, title="chosen by validation, no result")
+    table.add_column("place", justify="right")
+    table.add_column("validation F1", justify="right")
+    table.add_column("fold runs", justify="right")
+    table.add_column("end")
+    table.add_column("values")
+    for place, standing in enumerate(ranking[:10], 1):
+        score = "" if standing.score is None else f"{standing.score:.3f}"
+        table.add_row(
+            str(place), score, str(standing.blocks), standing.end or "under way", escape(standing.variant.label)
+        )
+    console.print(table)
+    if len(ranking) > 10:
+        console.print(f"and {len(ranking) - 10} more")
+
+
+def _ended(study: Study, outcome: Outcome, uri: str | None, console: Console) -> int:
+    """Say how a study ended; returns the exit code."""
     for run in outcome.failed:
         record = outcome.records[run.id]
         console.print(f"[red]{record.status}[/red] {escape(run.name)}: {escape(record.reason)}", soft_wrap=True)
     if outcome.failed:
         console.print("failed fold runs are not repeated by themselves; add --retry-failed (make: RETRY=1)")
+    for run in outcome.absent:
+        if run.id in outcome.hindered:
+            told = f"{run.name}: {outcome.hindered[run.id]}"
+            console.print(f"[red]not trained[/red] {escape(told)}", soft_wrap=True)
     if outcome.unwritten:
         console.print(
             f"[yellow]MLflow lacks some of the record[/yellow] ({escape(outcome.unwritten)}); nothing is lost, "
@@ -239,10 +311,14 @@ def _run(given: argparse.Namespace, console: Console) -> int:
             soft_wrap=True,
         )
     console.print(f"[dim]records {study.out / 'records'}[/dim]", soft_wrap=True)
-    console.print(f"[dim]MLflow  {escape(uri)} (look at it with `make ui`)[/dim]", soft_wrap=True)
+    if uri is not None:
+        console.print(f"[dim]MLflow  {escape(uri)} (look at it with `make ui`)[/dim]", soft_wrap=True)
+    if outcome.limit:
+        console.print(f"[yellow]{escape(outcome.limit)}[/yellow]", soft_wrap=True)
     if outcome.absent:
-        console.print(f"stopped with {len(outcome.absent)} fold runs left; the same command goes on where it was")
-        return INTERRUPTED
+        left = f"stopped with {len(outcome.absent)} fold runs left"
+        console.print(left if outcome.limit else f"{left}; the same command goes on where it was")
+        return INCOMPLETE if outcome.limit else INTERRUPTED
     return INCOMPLETE if outcome.failed or outcome.unwritten else OK
 
 

@@ -70,6 +70,13 @@ class Board:
             self._epochs_here += 1
         state.state, state.epoch, state.val_f1, state.length = "running", epoch, val_f1, length
 
+    def waits(self, run_id: str, reason: str) -> None:
+        """A fold run has stopped without a record and will be tried again."""
+        state = self._states[run_id]
+        state.state, state.reason = "waiting", reason
+        if not self._console.is_terminal:
+            self._console.print(f"{state.run.name}: {reason}", highlight=False, markup=False, soft_wrap=True)
+
     def ended(self, run_id: str, record: Record) -> None:
         """A fold run has left its record."""
         self._end(run_id, record)

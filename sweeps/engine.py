@@ -2,46 +2,46 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
+import math
+import pickle
 import shutil
-import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
-# Read by Ray when it is imported or started.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled" if "RAY_ADDRESS" not in os.environ else "token")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming behaviour; else Ray warns at every start
+from sweeps.place import start_ray  # first: it sets what Ray reads when it is imported
 
+# isort: split
+import numpy as np
 import ray
 from ray import tune
+from ray.exceptions import RayActorError
+from ray.tune.stopper import NoopStopper
 from rich.console import Console
 
 from guided.config import content_id
 from guided.guide import EmbeddingGuide, load_guide
 from sweeps import schema
 from sweeps.board import Board
+from sweeps.budget import Budget, exhausted, spent
+from sweeps.lock import driver_lock
 from sweeps.records import FoldRun, Record, Records
 from sweeps.searcher import FoldRunSearcher, append_to, read_log
-from sweeps.spec import SearchPlan, SpecError, Variant
+from sweeps.space import Space
+from sweeps.spec import SearchPlan, SpecError, Sweep, Variant, flat
 from sweeps.strategy import Block, End, Job, Key, Search, end_of
 from sweeps.study import Study
 from sweeps.tracking import TrackingThread
 
 # A lost worker is tried again, from the last epoch it saved.
 RETRIES = 2
+# So many fold runs that could not read or write end a sweep: the next ones could not either.
+HINDERED = 3
 
 BROKEN = ("failed", "diverged")  # what may be tried again; what a search stopped may not
-
-
-class StudyLocked(RuntimeError):
-    """Another driver is at work on the study."""
 
 
 @dataclass(frozen=True)
@@ -52,37 +52,32 @@ class Outcome:
     absent: list[FoldRun]  # without a record: the run was interrupted
     failed: list[FoldRun]  # with a record that says it failed or diverged
     unwritten: str | None  # why MLflow lacks something
-
-
-@contextmanager
-def driver_lock(study: Study) -> Iterator[None]:
-    """One driver per study. Raises StudyLocked naming the other; the kernel frees the lock of a driver that died."""
-    study.folder.mkdir(parents=True, exist_ok=True)
-    path = study.folder / "driver.lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StudyLocked(
-                f"study {study.folder.name} is being run by {_owner(file)}; wait for it or stop it"
-            ) from None
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-
-
-def _owner(file: IO[str]) -> str:
-    file.seek(0)
-    return file.read() or "another process"
+    hindered: dict[str, str]  # absent ones that could not read or write, by id, and why
+    limit: str | None = None  # which limit of the sweep ended it
 
 
 class _Watcher(tune.Callback):
-    """Tells the board and the tracking what Tune hears; writes the record of a fold run that failed for good."""
+    """Tells the board and the tracking what Tune hears; writes the record of a fold run that failed for good.
 
-    def __init__(self, runs: dict[str, FoldRun], records: Records, board: Board, tracking: TrackingThread) -> None:
-        self._runs, self._records, self._board, self._tracking = runs, records, board, tracking
+    Two kinds of failure are not the fold run's own and leave no record. What ran out of memory or died with its
+    process is `starved`, to be tried again alone. What could not read or write (disk full, folder gone) is `hindered`
+    and left for the next start.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        runs: dict[str, FoldRun],
+        done: dict[str, Record],
+        records: Records,
+        board: Board,
+        tracking: TrackingThread,
+    ) -> None:
+        self._sweep, self._runs, self._done = sweep, runs, dict(done)
+        self._records, self._board, self._tracking = records, board, tracking
+        self.limit: str | None = None  # which limit of the sweep is reached
+        self.starved: dict[str, str] = {}
+        self.hindered: dict[str, str] = {}
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         # Tune pickles its callbacks for a restore that never happens here.
@@ -96,91 +91,128 @@ class _Watcher(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         run_id = trial.config["fold_run"]
-        if not result.get("done"):
+        if "out_of_memory" in result:
+            self.starved[run_id] = result["out_of_memory"]
+            self._board.waits(run_id, "out of memory, again when alone")
+        elif not result.get("done"):
             self._board.epoch(run_id, result["epoch"], result["val_f1"], result["length"])
         else:
             self._ended(run_id)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         run_id = trial.config["fold_run"]
-        if not self._records.has(run_id):
+        cause = _cause(trial)
+        if self._records.has(run_id):
+            self._ended(run_id)
+        elif isinstance(cause, RayActorError) and run_id not in self.starved:
+            self.starved[run_id] = _told(cause)
+            self._board.waits(run_id, "its process died, again when alone")
+        elif isinstance(cause, OSError):
+            self._hinder(run_id, cause)
+        else:
             now = time.time()
             details: dict[str, Any] = {"began": trial.start_time or now, "ended": now, "notes": []}
-            self._records.write(self._runs[run_id], "failed", reason=_reason(trial), details=details)
-        self._ended(run_id)
+            reason = _told(cause) + (" (also alone)" if run_id in self.starved else "")
+            try:
+                self._records.write(self._runs[run_id], "failed", reason=reason, details=details)
+            except OSError as error:
+                self._hinder(run_id, error)
+            else:
+                self._ended(run_id)
+
+    @property
+    def alone(self) -> list[str]:
+        """Starved fold runs that still have no record."""
+        return [run_id for run_id in self.starved if not self._records.has(run_id)]
+
+    def _hinder(self, run_id: str, error: OSError) -> None:
+        self.hindered[run_id] = _told(error)
+        self._board.waits(run_id, _told(error))
 
     def _ended(self, run_id: str) -> None:
         record = self._records.read(run_id)
         if record is not None:
+            self._done[run_id] = record
+            self.limit = limit_reached(self._sweep, self._done.values())
             self._board.ended(run_id, record)
             self._tracking.put(run_id)
 
 
-def _reason(trial: Any) -> str:
-    """The last line of what a trial raised, in the words of the cause."""
-    error = trial.get_error()
-    cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    text = lines[-1] if lines else "no message"
-    name = type(cause).__name__
-    return text if text.startswith(name) or "Error" in text.split(":")[0] else f"{name}: {text}"
+def limit_reached(sweep: Sweep, done: Iterable[Record]) -> str | None:
+    """Which limit of the sweep its records have reached, or None."""
+    if sweep.budget == Budget(price_per_hour=sweep.budget.price_per_hour) and sweep.max_failures is None:
+        return None  # without adding up thousands of records after each of them
+    cost = spent(done, sweep.resources.gpus, sweep.budget.price_per_hour)
+    return exhausted(sweep.budget, sweep.max_failures, cost)
 
 
-def start_ray(study: Study) -> int:
-    """Connect to RAY_ADDRESS, or start Ray on this machine; returns how many fold runs fit at a time.
+class _Limits(tune.Stopper):
+    """Ends a sweep whose fold runs cannot read or write, or whose budget is spent. What is under way goes on from its
+    last epoch when the sweep does."""
 
-    Raises ValueError where no node can hold a fold run: Tune would wait for ever.
+    def __init__(self, watcher: _Watcher) -> None:
+        self._watcher = watcher
+
+    def __reduce__(self) -> tuple[type[NoopStopper], tuple[()]]:
+        return NoopStopper, ()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return len(self._watcher.hindered) >= HINDERED or self._watcher.limit is not None
+
+
+def _cause(trial: Any) -> BaseException:
+    """What a trial raised. Tune keeps it in a file of this driver."""
+    path = trial.pickled_error_file
+    if path is None:
+        return RuntimeError(trial.get_error() or "no message")
+    error: BaseException = pickle.loads(Path(path).read_bytes())
+    return getattr(error, "cause", None) or error
+
+
+def _told(error: BaseException) -> str:
+    """The last line of an error, in the words of its kind."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+
+
+def run_study(study: Study, uri: str | None, console: Console, *, retry_failed: bool = False) -> Outcome:
+    """Train what has no record yet, project every record into MLflow (`uri` None: leave that to a later run).
+
+    Running it again goes on where it stopped. Raises StudyLocked where another driver is at work, OSError where OUT
+    cannot be written, ValueError where a record is damaged or no node can hold a fold run.
     """
-    resources = study.sweep.resources
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if "RAY_ADDRESS" not in os.environ:
-        options |= {
-            "num_cpus": max(len(os.sched_getaffinity(0)), 1),
-            "include_dashboard": False,
-            "object_store_memory": 100 * 2**20,  # images go by memory map, nothing large by Ray
-        }
-    ray.init(**options)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fits = [
-        min(
-            int(node.get("CPU", 0) // resources.cpus),
-            int(node.get("GPU", 0) // resources.gpus) if resources.gpus else 10**6,
-        )
-        for node in nodes
-    ]
-    if max(fits, default=0) == 0:
-        found = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
-        raise ValueError(
-            f"a fold run asks for {resources.cpus} CPUs and {resources.gpus:g} GPUs, and no node has them "
-            f"(found: {found}); "
-            'choose another preset, or SET="resources.cpus=… resources.gpus=… resources.device=cpu"'
-        )
-    return min(sum(fits), resources.workers or sum(fits))
-
-
-def run_study(study: Study, uri: str, console: Console, *, retry_failed: bool = False) -> Outcome:
-    """Train what has no record yet, project every record into MLflow. Running it again goes on where it stopped."""
-    with driver_lock(study):
+    with driver_lock(study.folder):
         return _run_locked(study, uri, console, retry_failed)
 
 
-def _run_locked(study: Study, uri: str, console: Console, retry_failed: bool) -> Outcome:
+def _run_locked(study: Study, uri: str | None, console: Console, retry_failed: bool) -> Outcome:
     records = Records(study.out)
     runs = {run.id: run for run in study.fold_runs}
+    _check_writable(study)
     study.write()
     done = records.read_all(list(runs))
     if retry_failed:
         _set_broken_aside(records, done)
+    limit = limit_reached(study.sweep, done.values())
     missing = [run_id for run_id in runs if run_id not in done]
+    if study.sweep.budget.fold_runs is not None:
+        missing = missing[: max(0, study.sweep.budget.fold_runs - len(done))]
     tracking = TrackingThread(study, uri)
-    if missing:
+    hindered: dict[str, str] = {}
+    if missing and limit is None:
         try:
-            workers = start_ray(study)
+            place = start_ray(study, uri)
             tracking.start()
-            with Board(study, done, workers, console) as board:
-                grid = {"fold_run": tune.grid_search(missing), **_place(study)}
-                told = tune.TuneConfig(max_concurrent_trials=workers, reuse_actors=True)
-                _tune(study, grid, told, _Watcher(runs, records, board, tracking))
+            with Board(study, done, place.workers, console) as board:
+                watcher = _Watcher(study.sweep, runs, done, records, board, tracking)
+                _tune(study, missing, watcher, place.workers)
+                alone = watcher.alone
+                if alone and watcher.limit is None:
+                    _tune(study, alone, watcher, place.workers, alone=True)
+                hindered = watcher.hindered
         finally:
             ray.shutdown()
     else:
@@ -194,6 +226,8 @@ def _run_locked(study: Study, uri: str, console: Console, retry_failed: bool) ->
         absent=[run for run_id, run in runs.items() if run_id not in done],
         failed=[run for run_id, run in runs.items() if run_id in done and done[run_id].status in BROKEN],
         unwritten=tracking.failure,
+        hindered=hindered,
+        limit=limit_reached(study.sweep, done.values()),
     )
 
 
@@ -209,19 +243,50 @@ def _place(study: Study) -> dict[str, str]:
     return {"study": str(study.folder), "plan": content_id((study.folder / "study.json").read_text(encoding="utf-8"))}
 
 
-def _tune(study: Study, space: dict[str, Any], told: tune.TuneConfig, watcher: _Watcher) -> None:
-    from sweeps.trainable import FoldRunTrial  # imports torch, which the plan does not need
+def _check_writable(study: Study) -> None:
+    """Raises OSError naming the folder under OUT that cannot be written."""
+    for name in ("records", "checkpoints", "ray", "studies"):
+        folder = study.out / name
+        probe = folder / f".probe-{uuid4().hex[:12]}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(bytes(4096))
+            probe.unlink()
+        except OSError as error:
+            probe.unlink(missing_ok=True)
+            raise OSError(error.errno, f"cannot write into {folder}: {error.strerror}") from None
+
+
+def _tune(
+    study: Study,
+    asked: list[str] | FoldRunSearcher,
+    watcher: _Watcher,
+    workers: int,
+    *,
+    alone: bool = False,
+) -> None:
+    """Train fold runs, given by id or by a searcher, side by side; or one after the other with a fresh process and
+    whole GPUs each."""
+    from sweeps.trainable import FoldRunTrial, LoneFoldRunTrial  # import torch, which the plan does not need
 
     resources = study.sweep.resources
     storage = study.out / "ray"
+    gpus = math.ceil(resources.gpus) if alone else resources.gpus
+    told = tune.TuneConfig(max_concurrent_trials=1 if alone else workers, reuse_actors=not alone)
+    if isinstance(asked, list):
+        space = {"fold_run": tune.grid_search(asked), **_place(study)}
+    else:
+        space = {}
+        told = replace(told, search_alg=asked, num_samples=-1)
     tuner = tune.Tuner(
-        tune.with_resources(FoldRunTrial, {"cpu": resources.cpus, "gpu": resources.gpus}),
+        tune.with_resources(LoneFoldRunTrial if alone else FoldRunTrial, {"cpu": resources.cpus, "gpu": gpus}),
         param_space=space,
         tune_config=told,
         run_config=tune.RunConfig(
             name=study.folder.name,
             storage_path=str(storage),
             callbacks=[watcher],
+            stop=_Limits(watcher),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             verbose=0,
@@ -250,19 +315,22 @@ class Searched:
     outcome: Outcome
 
 
-def run_search(study: Study, plan: SearchPlan, uri: str, console: Console, *, retry_failed: bool = False) -> Searched:
+def run_search(
+    study: Study, plan: SearchPlan, uri: str | None, console: Console, *, retry_failed: bool = False
+) -> Searched:
     """Let a search train what it asks for, project every record into MLflow. Running it again goes on where it
     stopped: its log and the records give the same state, and what is recorded is not trained again.
 
     `study` holds no variant of its own or some that are recorded beside the search's. Raises StudyLocked where another
     driver runs it, ValueError for a log that is damaged or of another search.
     """
-    with driver_lock(study):
+    with driver_lock(study.folder):
+        _check_writable(study)
         run = _SearchRun(study, plan, retry_failed)
         tracking = TrackingThread(run.study, uri)
         try:
-            if not run.search.done:
-                run.train(tracking, console)
+            if not run.search.done and limit_reached(study.sweep, run.done.values()) is None:
+                run.train(tracking, uri, console)
             else:
                 tracking.start()
         finally:
@@ -278,6 +346,7 @@ class _SearchRun:
         self._records = Records(study.out)
         self._runs: dict[Key, FoldRun] = {}
         self._guides: dict[str, EmbeddingGuide] = {}
+        self.hindered: dict[str, str] = {}
         self._objectives = [objective.metric for objective in plan.settings.objectives]
         log = read_log(study.folder / ASKED)
         for decision in log:
@@ -311,13 +380,13 @@ class _SearchRun:
         scores: dict[str, dict[Block, list[float]]] = {}
         configs: dict[str, dict[str, Any]] = {}
         for folder in sorted(self._records.folder.iterdir()):
-            identity = self._records.identity(folder.name)
-            if identity is None or identity["data"] != self.study.data.fingerprint:
+            record = None if "." in folder.name else self._records.read(folder.name)
+            if record is None or record.status != "finished":
                 continue
-            end = end_of(self._records.read_whole(folder.name), self._objectives)
-            if end.status == "finished":
+            identity = record.identity
+            if identity["data"] == self.study.data.fingerprint:
                 block = (identity["partition"], identity["fold"], identity["seed"])
-                scores.setdefault(identity["config_id"], {})[block] = list(end.values)
+                scores.setdefault(identity["config_id"], {})[block] = list(end_of(record, self._objectives).values)
                 configs[identity["config_id"]] = flat(identity["config"])
         for config, by_block in scores.items():
             if not by_block.keys() >= set(blocks):
@@ -359,12 +428,13 @@ class _SearchRun:
             if run.config.id == variant.config.id:
                 self._runs[(run.config.id, run.partition, run.fold, run.seed)] = run
 
-    def train(self, tracking: TrackingThread, console: Console) -> None:
-        """Until the search is done or interrupted."""
-        workers = start_ray(self.study)
+    def train(self, tracking: TrackingThread, uri: str | None, console: Console) -> None:
+        """Until the search is done, its budget spent, or interrupted."""
+        workers = start_ray(self.study, uri).workers
         tracking.start()
         with Board(self.study, self.done, workers, console) as board:
-            watcher = _Watcher({run.id: run for run in self._runs.values()}, self._records, board, tracking)
+            runs = {run.id: run for run in self._runs.values()}
+            watcher = _Watcher(self.study.sweep, runs, self.done, self._records, board, tracking)
 
             def launch(job: Job) -> dict[str, Any] | End:
                 if job.key not in self._runs:
@@ -382,11 +452,17 @@ class _SearchRun:
             def halt(key: Key, reason: str) -> None:
                 self._records.ask_stop(self._runs[key].id, reason)
 
-            searcher = FoldRunSearcher(self.search, launch, self._end_of, halt)
-            told = tune.TuneConfig(
-                search_alg=searcher, num_samples=-1, max_concurrent_trials=workers, reuse_actors=True
-            )
-            _tune(self.study, {}, told, watcher)
+            while True:
+                searcher = FoldRunSearcher(self.search, launch, self._end_of, halt)
+                _tune(self.study, searcher, watcher, workers)
+                self.hindered = watcher.hindered
+                if not watcher.alone or watcher.limit is not None or watcher.hindered:
+                    return
+                # The search waits for what ran out of memory.
+                _tune(self.study, watcher.alone, watcher, workers, alone=True)
+                if watcher.alone:
+                    return
+                searcher.catch_up()
 
     def _end_of(self, key: Key) -> End | None:
         record = self._records.read(self._runs[key].id)
@@ -406,6 +482,8 @@ class _SearchRun:
             absent=[run for run_id, run in wanted.items() if run_id not in done],
             failed=[run for run_id, run in wanted.items() if run_id in done and done[run_id].status in BROKEN],
             unwritten=tracking.failure,
+            hindered=self.hindered,
+            limit=limit_reached(self.study.sweep, done.values()),
         )
 
 

@@ -24,6 +24,8 @@ GIT_COMMIT = "git_commit"
 GIT_DIRTY = "git_dirty"
 VERSIONS = "versions"  # JSON {package: version}
 
+STAGE = "stage"  # ablation | search: trained to choose | judge: the winner, on groups that its search never saw
+
 # on variants
 VARIED = "varied"  # JSON {dotted key: value}: what sets this variant apart from its siblings
 ORDER = "order"  # position in the sweep file

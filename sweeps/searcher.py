@@ -33,6 +33,7 @@ class FoldRunSearcher(Searcher):
         super().__init__()
         self._search, self._launch, self._end_of, self._halt = search, launch, end_of, halt
         self._jobs: dict[str, Job] = {}  # by trial id: fold runs under way
+        self._waiting: set[Key] = set()  # over for Tune, without a record so far
 
     def __reduce__(self) -> tuple[type[Searcher], tuple[()]]:
         # Tune pickles its searcher for a restore that never happens here.
@@ -60,6 +61,8 @@ class FoldRunSearcher(Searcher):
             self._search.ended(job.key, launched)
         if self._search.done:
             return Searcher.FINISHED
+        if not self._jobs and self._waiting:
+            return Searcher.FINISHED if not self.catch_up() else self.suggest(trial_id)
         if not self._jobs:
             raise RuntimeError("the search has nothing to do and is not done: please report this with asked.jsonl")
         return None
@@ -74,16 +77,23 @@ class FoldRunSearcher(Searcher):
             self._halt(job.key, reason)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A trial is over. One that left no record was interrupted and goes on with the next driver; one that Tune
-        gave up is failed, though its record may be written a moment later."""
+        """A trial is over. One without a record waits: the driver may write the record of a failed one a moment later
+        or try it again alone, and an interrupted one goes on with the next driver."""
         job = self._jobs.pop(trial_id, None)
-        if job is None:
-            return
-        end = self._end_of(job.key)
-        if end is None and error:
-            end = End("failed", reason="see its record")
-        if end is not None:
-            self._search.ended(job.key, end)
+        if job is not None:
+            self._waiting.add(job.key)
+            self.catch_up()
+
+    def catch_up(self) -> bool:
+        """Tell the search the ends of fold runs that have a record by now; returns whether there were any."""
+        found = False
+        for key in sorted(self._waiting):
+            end = self._end_of(key)
+            if end is not None:
+                self._waiting.remove(key)
+                self._search.ended(key, end)
+                found = True
+        return found
 
 
 def read_log(path: Path) -> list[Decision]:

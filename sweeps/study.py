@@ -19,6 +19,7 @@ from guided.data import Dataset, load_dataset
 from guided.folds import Fold, make_folds
 from guided.growth import reaches_length
 from guided.guide import EmbeddingGuide, load_guide
+from sweeps.budget import Budget
 from sweeps.records import FoldRun, folder_bytes
 from sweeps.spec import Resources, SpecError, Sweep, Variant
 
@@ -124,7 +125,7 @@ class Study:
         path = self.folder / "study.json"
         started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         if path.exists():
-            started = json.loads(path.read_text(encoding="utf-8"))["started"]
+            started = self.started
         sweep = self.sweep
         plan = {
             "id": self.id,
@@ -133,6 +134,10 @@ class Study:
             "question": sweep.question,
             "preset": sweep.preset,
             "metric": sweep.metric,
+            "stage": sweep.stage,
+            "identity": sweep.identity,
+            "budget": sweep.budget.model_dump(mode="json"),
+            "max_failures": sweep.max_failures,
             "data": sweep.data.model_dump(mode="json"),
             "data_name": self.data.name,
             "data_directory": os.path.relpath(self.data.directory, self.out),
@@ -157,8 +162,15 @@ class Study:
 
     @property
     def started(self) -> str:
-        """ISO time of the first start."""
-        return str(json.loads((self.folder / "study.json").read_text(encoding="utf-8"))["started"])
+        """ISO time of the first start. Raises ValueError naming the plan where it cannot be read."""
+        path = self.folder / "study.json"
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["started"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"the plan {path} is damaged ({error}); delete it, and the same command writes it anew (only the time "
+                "of the first start is lost)"
+            ) from None
 
 
 def make_study(sweep: Sweep, out: Path, *, progress: bool = True) -> Study:
@@ -208,6 +220,11 @@ def read_study(folder: Path) -> Study:
         seeds=tuple(plan["seeds"]),
         partitions=tuple(plan["partitions"]),
         metric=plan["metric"],
+        # Absent from plans of before there were searches.
+        stage=plan.get("stage", "ablation"),
+        identity=plan.get("identity", ""),
+        budget=Budget(**plan.get("budget", {})),
+        max_failures=plan.get("max_failures"),
     )
     guides = {variant.config.id: guide for variant, guide in zip(variants, from_json, strict=True)}
     return Study(sweep, Dataset.open(out / plan["data_directory"]), guides, out)

@@ -229,9 +229,9 @@ class Tracker:
 
 class TrackingThread:
     """Projects records as they come, beside the sweep. A store that fails is remembered and left alone: the sweep
-    goes on, and `unwritten` says what a later `sync` has to bring."""
+    goes on, and `unwritten` says what a later `sync` has to bring. Without a URI nothing is projected."""
 
-    def __init__(self, study: Study, uri: str) -> None:
+    def __init__(self, study: Study, uri: str | None) -> None:
         self._study, self._uri = study, uri
         self._records = Records(study.out)
         self._inbox: queue.Queue[str | None] = queue.Queue()
@@ -242,10 +242,11 @@ class TrackingThread:
 
     def start(self) -> None:
         """Open the store; it is created and migrated here, before any fold run starts."""
-        try:
-            self._tracker = Tracker(self._study, self._uri)
-        except FAILURES as error:
-            self.failure = _line(error)
+        if self._uri is not None:
+            try:
+                self._tracker = Tracker(self._study, self._uri)
+            except FAILURES as error:
+                self.failure = _line(error)
         self._thread.start()
 
     def grow(self, study: Study) -> None:
@@ -275,6 +276,8 @@ class TrackingThread:
         """Wait for what is under way, then bring MLflow up to all records; a store that is back is used again."""
         self._inbox.put(None)
         self._thread.join()
+        if self._uri is None:
+            return
         try:
             tracker = self._tracker or Tracker(self._study, self._uri)
             tracker.grow(self._study)
@@ -329,6 +332,7 @@ def _common_tags(study: Study) -> dict[str, str]:
     commit, dirty = _git()
     tags = {
         schema.SWEEP: study.sweep.name,
+        schema.STAGE: study.sweep.stage,
         schema.STUDY: study.id,
         schema.STARTED: study.started,
         schema.DATA_NAME: study.data.name,

@@ -6,8 +6,10 @@ import json
 import os
 import platform
 import socket
+import sys
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +19,16 @@ import numpy as np
 import pandas as pd
 import torch
 from ray.tune import Trainable
+from threadpoolctl import threadpool_limits
 
+from guided.data import Dataset
 from guided.train import Diverged, Epoch, FoldResult, run_fold, saved_history
 from sweeps import schema
+from sweeps.place import NODE_DATA, node_copy
 from sweeps.records import PROGRESS, FoldRun, Records
 from sweeps.study import Study, read_study
+
+CONTEXT_BYTES = 700 * 2**20  # what a process's CUDA context takes of the GPU besides torch's memory
 
 
 class FoldRunTrial(Trainable):
@@ -30,6 +37,8 @@ class FoldRunTrial(Trainable):
     A fold run that diverges ends as done, with its record: only real faults raise, because Tune never reuses the actor
     of a trial that raised. Tune's own checkpoints are not used; `run_fold` keeps its own.
     """
+
+    alone = False  # whether nothing else runs beside it
 
     def setup(self, config: dict[str, Any]) -> None:
         self._begin(config)
@@ -46,11 +55,12 @@ class FoldRunTrial(Trainable):
         study, runs = _study(config["study"], config["plan"])
         self._study_of, self._fold_run = study, runs[config["fold_run"]]
         resources = study.sweep.resources
-        torch.set_num_threads(resources.cpus)
-        if torch.cuda.is_available():
+        limit_threads(resources.cpus)
+        if resources.device == "cuda" and torch.cuda.is_available():
             torch.cuda.empty_cache()
+            limit_gpu_memory(1.0 if self.alone else min(resources.gpus, 1.0))
         self._records = Records(study.out)
-        self._began = time.time()
+        self._attempt = Attempt.begin(self._records.checkpoint(self._fold_run.id))
         fold = study.folds[self._fold_run.partition][self._fold_run.fold]
         self._fold = fold
         self._generator: Generator[Epoch, None, FoldResult] | None = run_fold(
@@ -73,6 +83,9 @@ class FoldRunTrial(Trainable):
         writes its record instead of another epoch."""
         if self._generator is None:
             raise RuntimeError(f"fold run {self._fold_run.name} has ended")
+        if self._records.has(self._fold_run.id):
+            return {"done": True}  # this or another process wrote it and died before it could tell
+        self._attempt.check()
         reason = self._records.stop_asked(self._fold_run.id)
         if reason is not None:
             return self._halt(reason)
@@ -82,10 +95,17 @@ class FoldRunTrial(Trainable):
             return self._finish(end.value)
         except Diverged as error:
             return self._diverge(error)
+        except (MemoryError, RuntimeError) as error:
+            if self.alone or not out_of_memory(error):
+                raise
+            told = f"{type(error).__name__}: {error}"
+            self._close()
+            return {"out_of_memory": told, "done": True}
         return self._report(epoch)
 
     def _report(self, epoch: Epoch) -> dict[str, Any]:
         folder = self._records.checkpoint(self._fold_run.id)
+        self._attempt.trained(int(epoch["epoch"]))
         told = {"epoch": int(epoch["epoch"]), "val_f1": epoch[schema.VAL_F1], "length": epoch[schema.LENGTH]}
         temporary = folder / f"{PROGRESS}-{os.getpid()}"
         temporary.write_text(json.dumps(told | {"time": time.time()}))
@@ -93,6 +113,7 @@ class FoldRunTrial(Trainable):
         return told | {"done": False}
 
     def _finish(self, result: FoldResult) -> dict[str, Any]:
+        self._attempt.check()
         data, run = self._study_of.data, self._fold_run
         predictions = pd.DataFrame(
             {
@@ -150,16 +171,118 @@ class FoldRunTrial(Trainable):
             "host": socket.gethostname(),
             "device": _device_name(self._study_of.sweep.resources.device),
             "threads": torch.get_num_threads(),
-            "began": self._began,
+            "attempts": self._attempt.all(),
+            "began": self._attempt.first_began,
             "ended": time.time(),
             "versions": _versions(),
         }
+
+
+class LoneFoldRunTrial(FoldRunTrial):
+    """The second chance of a fold run that ran out of memory: nothing runs beside it, it may fill its GPU, and
+    another failure is its own."""
+
+    alone = True
+
+
+class Superseded(RuntimeError):
+    """Another process has taken the fold run over."""
+
+
+class Attempt:
+    """One process's turn at a fold run: a file `attempt-<number>.json` beside the checkpoint.
+
+    The highest number holds the fold run. A process that was given up (its node was cut off, its driver died) may live
+    on for a while; it finds a higher number, or its own file gone, and stops. What each attempt trained goes into the
+    record, so that work done twice can be counted.
+    """
+
+    def __init__(self, path: Path, told: dict[str, Any]) -> None:
+        self._path, self._told = path, told
+        self._write()
+
+    @classmethod
+    def begin(cls, folder: Path) -> Attempt:
+        """Take the fold run whose checkpoint lies in `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        number = max(_attempts(folder), default=0) + 1
+        while True:
+            path = folder / f"attempt-{number}.json"
+            try:
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                number += 1  # another process was faster; it is superseded at once
+            else:
+                return cls(path, {"host": socket.gethostname(), "process": os.getpid(), "began": time.time()})
+
+    def check(self) -> None:
+        """Raises Superseded where the fold run is no longer this attempt's."""
+        numbers = _attempts(self._path.parent)
+        if not numbers or numbers[max(numbers)] != self._path:
+            raise Superseded(f"{self._path} is no longer the last attempt; another process has the fold run")
+
+    def trained(self, epoch: int) -> None:
+        """Note an epoch as done by this attempt."""
+        self._told |= {"first_epoch": self._told.get("first_epoch", epoch), "last_epoch": epoch}
+        self._write()
+
+    def all(self) -> list[dict[str, Any]]:
+        """What every attempt noted, in order; one whose file is damaged is listed by its number alone."""
+        return [{"attempt": number, **_noted(path)} for number, path in sorted(_attempts(self._path.parent).items())]
+
+    @property
+    def first_began(self) -> float:
+        """When the first attempt began whose file can be read."""
+        return min(attempt["began"] for attempt in [*self.all(), self._told] if "began" in attempt)
+
+    def _write(self) -> None:
+        temporary = self._path.with_name(f"writing-{self._path.name}")
+        temporary.write_text(json.dumps(self._told))
+        os.replace(temporary, self._path)
+
+
+def _attempts(folder: Path) -> dict[int, Path]:
+    return {int(path.stem.split("-")[1]): path for path in folder.glob("attempt-*.json")}
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def limit_threads(cpus: int) -> None:
+    """Let every library of this process use `cpus` threads, loaded (torch, BLAS, OpenMP) or not yet (numba)."""
+    torch.set_num_threads(cpus)
+    threadpool_limits(cpus)
+    if "numba" not in sys.modules:
+        os.environ["NUMBA_NUM_THREADS"] = str(cpus)  # numba reads it once, when it is imported
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(cpus)  # for what is loaded later
+
+
+def limit_gpu_memory(share: float) -> None:
+    """Cap torch's memory on the GPU at `share` of it, a CUDA context included; Ray's shares only count."""
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(1.0 if share == 1 else max(share - CONTEXT_BYTES / total, 0.0))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether host or device memory ran out, by kind or (torch's CPU allocator, cuBLAS) by message."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in str(error)
+        for words in ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    )
 
 
 @lru_cache(maxsize=2)
 def _study(folder: str, plan: str) -> tuple[Study, dict[str, FoldRun]]:
     """The study and its fold runs by id, read once per worker and plan (a plan that grew has another digest)."""
     study = read_study(Path(folder))
+    if os.environ.get(NODE_DATA):
+        study = replace(study, data=Dataset.open(node_copy(study.data.directory)))
     return study, {run.id: run for run in study.fold_runs}
 
 

@@ -253,7 +253,7 @@ def test_a_diverged_fold_run_is_named_and_the_rest_goes_on(tmp_path: Path) -> No
     told = run(path, out)
     assert told.returncode == 1, told.stdout + told.stderr
     states = [record.status for record in records_of(out).values()]
-    assert sorted(states) == ["diverged"] * 3 + ["finished"] * 3
+    assert sorted(states) == ["diverged"] * 3 + ["finished"] * 3, told.stdout + told.stderr
     assert "diverged" in told.stdout and "epoch 0" in told.stdout
     statuses = sorted(child.data.tags[schema.STATUS] for child in children_of(out))
     assert statuses == ["diverged"] * 3 + ["finished"] * 3
