@@ -16,17 +16,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from analysis.stats import smallest_detectable_difference
 from sweeps.board import duration
-from sweeps.spec import PRESETS, Sweep, find_sweep, flat, load_sweep, shipped_sweeps
+from sweeps.spec import PRESETS, Sweep, find_sweep, load_sweep, shipped_sweeps
 
 if TYPE_CHECKING:
     from sweeps.engine import Outcome
     from sweeps.strategy import Standing
     from sweeps.study import Study
-
-# The paper's sd of fold scores, used for the plan's smallest detectable difference until a study has its own.
-PAPER_SD = 0.017
 
 OK, INCOMPLETE, WRONG, INTERRUPTED = 0, 1, 2, 130
 
@@ -65,6 +61,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--limit", type=int, help="at most so many cells per class, a seeded sample")
         command.add_argument("--where", help="rows of the manifest to use, e.g. \"acquisition == 'A'\"")
         command.add_argument("--skip-bad", action="store_true", help="go on without rows that cannot be read")
+        if name == "plan":
+            command.add_argument("--json", action="store_true", help="print the plan as JSON")
         if name == "run":
             command.add_argument("--retry-failed", action="store_true", help="try failed and diverged fold runs again")
             store = command.add_mutually_exclusive_group()
@@ -134,7 +132,8 @@ def _list(given: argparse.Namespace, console: Console) -> int:
     table.add_column("question")
     for name in shipped_sweeps():
         sweep = load_sweep(name, preset="laptop")
-        table.add_row(name, str(len(sweep.variants)), sweep.question)
+        count = len(sweep.variants) if sweep.search is None else sweep.search.settings.variants
+        table.add_row(name, str(count), sweep.question)
     console.print(table)
     return OK
 
@@ -153,86 +152,24 @@ def _load(given: argparse.Namespace) -> Sweep:
 
 
 def _study(given: argparse.Namespace, console: Console) -> Study:
+    from sweeps.plan import plan_of, show_plan, size
     from sweeps.study import make_study
 
-    sweep = _load(given)
-    study = make_study(sweep, given.out.absolute())
-    _show_plan(study, console)
+    study = make_study(_load(given), given.out.absolute())
+    plan = plan_of(study)
+    if getattr(given, "json", False):
+        print(json.dumps(plan, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        show_plan(plan, study, console)
+    needed, free = plan["disk"]["needed"], plan["disk"]["free"]
+    if needed > free:
+        raise ValueError(f"{study.out} has {size(free)} free, the sweep may need {size(needed)}; give another OUT")
     return study
 
 
 def _plan(given: argparse.Namespace, console: Console) -> int:
     _study(given, console)
     return OK
-
-
-def _show_plan(study: Study, console: Console) -> None:
-    from sweeps.records import Records
-
-    sweep, data = study.sweep, study.data
-    records = Records(study.out)
-    done = sum(records.has(run.id) for run in study.fold_runs)
-    first = sweep.variants[0].config
-    needed, free = _disk(study)
-    folds = first.folds.count * len(sweep.partitions)
-    detectable = smallest_detectable_difference(folds, study.test_train_ratio, PAPER_SD)
-    grouped = study.folds[sweep.partitions[0]][0].grouped_by
-    by = "single cell" if grouped == "none" else grouped
-    varied = dict.fromkeys(key for variant in sweep.variants for key in flat(variant.varied))
-    baseline = next(variant for variant in sweep.variants if variant.baseline)
-    lengths = ", ".join(map(str, sorted({variant.config.embedding.length for variant in sweep.variants})))
-    console.print(f"[bold]{escape(sweep.name)}[/bold]  {escape(sweep.question)}", soft_wrap=True)
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column()
-    rows = [
-        ("data", f"{data.name}: {len(data.labels):,} cells, {len(data.classes)} classes, {sweep.data.size} px"),
-        (
-            "variants",
-            f"{len(sweep.variants)} over {', '.join(varied)}; baseline {baseline.label}",
-        ),
-        (
-            "fold runs",
-            f"{len(study.fold_runs)} = {len(sweep.variants)} variants x {folds} folds by {by}"
-            + (f" x {len(sweep.seeds)} seeds" if len(sweep.seeds) > 1 else "")
-            + f"; {done} already done",
-        ),
-        (
-            "training",
-            f"{first.backbone.name}, up to {first.train.epochs} epochs, embedding {lengths}, preset {sweep.preset}",
-        ),
-        ("resources", _resources(sweep)),
-        ("disk", f"up to {_size(needed)} needed, {_size(free)} free in {study.out}"),
-        (
-            "precision",
-            f"a true difference of {detectable:.3f} macro-F1 is found in 80 % of cases, a smaller one less often "
-            f"(5 % level, if fold differences vary by {PAPER_SD} as in the paper)",
-        ),
-        ("time", "known after the first epochs" if done < len(study.fold_runs) else "nothing left to train"),
-    ]
-    for key, value in rows:
-        table.add_row(key, escape(value))
-    console.print(table)
-    for note in (*data.notes, *study.warnings()):
-        console.print(f"[yellow]note[/yellow] {escape(note)}", soft_wrap=True)
-    if needed > free:
-        raise ValueError(f"{study.out} has {_size(free)} free, the sweep may need {_size(needed)}; give another OUT")
-
-
-def _disk(study: Study) -> tuple[int, int]:
-    from sweeps.study import disk_report
-
-    return disk_report(study)
-
-
-def _resources(sweep: Sweep) -> str:
-    resources = sweep.resources
-    gpus = f" and {resources.gpus:g} GPU" if resources.gpus else ""
-    return f"{resources.cpus} CPU{gpus} a fold run, on {resources.device}"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _run(given: argparse.Namespace, console: Console) -> int:
@@ -353,6 +290,7 @@ def _replay(given: argparse.Namespace, console: Console) -> int:
 
 
 def _gc(given: argparse.Namespace, console: Console) -> int:
+    from sweeps.plan import size
     from sweeps.records import Records, folder_bytes
 
     garbage = list(Records(given.out.absolute()).garbage())
@@ -361,7 +299,7 @@ def _gc(given: argparse.Namespace, console: Console) -> int:
         console.print(f"{'would delete' if given.dry_run else 'deleted'} {path}", soft_wrap=True)
         if not given.dry_run:
             shutil.rmtree(path)
-    console.print(f"{len(garbage)} folders, {_size(freed)}")
+    console.print(f"{len(garbage)} folders, {size(freed)}")
     return OK
 
 

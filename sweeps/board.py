@@ -83,13 +83,19 @@ class Board:
         if not self._console.is_terminal:
             state = self._states[run_id]
             done = sum(other.state not in ("waiting", "running") for other in self._states.values())
-            told = f"test macro-F1 {record.metrics[schema.TEST_F1]:.3f}" if state.state == "finished" else state.reason
+            told = state.reason if state.state != "finished" else self._score(record)
             self._console.print(
                 f"[{done}/{len(self._states)}] {state.run.name}: {state.state}, {told}; {self._left()}",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,
             )
+
+    def _score(self, record: Record) -> str:
+        # Who watches a search shall not choose by test cells either.
+        if self._study.sweep.stage == "search":
+            return f"validation macro-F1 {record.metrics[schema.BEST_VAL_F1]:.3f}"
+        return f"test macro-F1 {record.metrics[schema.TEST_F1]:.3f}"
 
     def _end(self, run_id: str, record: Record) -> None:
         state = self._states[run_id]

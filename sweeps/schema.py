@@ -24,7 +24,10 @@ GIT_COMMIT = "git_commit"
 GIT_DIRTY = "git_dirty"
 VERSIONS = "versions"  # JSON {package: version}
 
-STAGE = "stage"  # ablation | search: trained to choose | judge: the winner, on groups that its search never saw
+STAGE = "stage"  # one of the next three; absent from runs of before there were searches
+ABLATION = "ablation"
+SEARCH = "search"  # trained in order to choose
+JUDGE = "judge"  # the winner and the baseline, on groups that the search never saw
 
 # on variants
 VARIED = "varied"  # JSON {dotted key: value}: what sets this variant apart from its siblings

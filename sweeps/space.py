@@ -42,6 +42,8 @@ class Axis(Strict):
         given = [name for name, value in kinds.items() if value is not None]
         if len(given) != 1:
             raise ValueError(f"needs one of choice, uniform, log_uniform, int; it has {' and '.join(given) or 'none'}")
+        if self.log and self.int_ is None:
+            raise ValueError("log belongs to int; a logarithmic range of numbers is log_uniform")
         if self.choice is not None:
             repeated = [value for at, value in enumerate(self.choice) if _among(value, self.choice[:at])]
             if repeated:
@@ -52,8 +54,6 @@ class Axis(Strict):
                 raise ValueError(f"{given[0]} needs two ends, the lower first; got [{low}, {high}]")
             if low <= 0 and (self.log_uniform is not None or self.log):
                 raise ValueError(f"a logarithmic range begins above 0; got [{low}, {high}]")
-        if self.log and self.int_ is None:
-            raise ValueError("log belongs to int; a logarithmic range of numbers is log_uniform")
         return self
 
     @property

@@ -311,11 +311,9 @@ def load_sweep(
     def made(label: str, varied: Mapping[str, Any], told: list[str]) -> Variant | None:
         """The variant of some keys, or None after telling why there is none."""
         config = _config(chosen, base, own, varied, told)
-        if config is None:
-            return None
-        broken = [text for text, holds in constraints if not holds(config)]
-        told += [f"{BREAKS} {text}" for text in broken]
-        return None if broken else Variant(label, config, flat(varied), False)
+        if config is not None:
+            told += [f"{BREAKS} {text}" for text, holds in constraints if not holds(config)]
+        return None if config is None or told else Variant(label, config, flat(varied), False)
 
     base = flat(file.base)
     if file.locked:
@@ -579,6 +577,10 @@ def _search_problems(file: SweepFile) -> Iterator[str]:
         )
     if "holdout" in {key.removeprefix("folds.") for key in flat(file.base)}:
         yield "the base of a search sets folds.holdout; name the groups under `locked`"
+    known = list(dict.fromkeys(key for loss in loss_names() for key in config_keys(loss)))
+    for key in file.space:
+        if key not in known:
+            yield f"space: unknown key {key!r}{_did_you_mean(key, known)}"
     yield from space_problems(file.space)
     for objective in file.search.objectives:
         if objective.metric not in OBJECTIVES:
