@@ -301,8 +301,9 @@ class Search:
     def _check(self) -> None:
         count = len(self._directions)
         if count > 1 and (self._racing or self._asha):
+            rule = self._settings.stop.rule
             raise ValueError(
-                f"stop rule {self._settings.stop.rule!r} compares one score and the search has {count} objectives; use rule none"
+                f"stop rule {rule!r} compares one score and the search has {count} objectives; use rule none"
             )
         if self._racing and self._racing.first >= len(self._blocks):
             raise ValueError(
@@ -387,9 +388,16 @@ class Search:
         return sorted((self._standing(asked) for asked in self._asked.values()), key=place)
 
     def front(self) -> list[Standing]:
-        """Finished variants that none surpasses in every objective; with one objective, the best."""
-        best = {trial.number for trial in self._study.best_trials}
-        return [standing for standing in self.ranking() if standing.number in best and standing.end == "finished"]
+        """Finished variants that no other finished one dominates; with one objective, the best. What Optuna was told
+        of a variant that did not finish is an estimate, and never wins."""
+        finished = [standing for standing in self.ranking() if standing.end == "finished"]
+        signs = np.array([1.0 if direction == "maximize" else -1.0 for direction in self._directions])
+        told = np.array([standing.told for standing in finished]).reshape(len(finished), len(signs)) * signs
+        return [
+            standing
+            for standing, own in zip(finished, told, strict=True)
+            if not ((told >= own).all(axis=1) & (told > own).any(axis=1)).any()
+        ]
 
     def started(self) -> list[Key]:
         """Every fold run that was started, in order."""
@@ -548,7 +556,7 @@ class Search:
             for rung, stop in asked.verdicts.get(block, {}).items():
                 if stop:
                     curve = list(self._curve(asked.key(block))[:rung])
-                    why = f"{_name(block)} was not among the best of its fold and loss after {rung} epochs"
+                    why = f"{_name(block)}: not among the best of its loss after {rung} epochs"
                     return _told(asked, "stopped", curve=curve, why=why)
         if len(ends) == len(self._blocks):
             means = np.mean([end.values for end in ends.values()], axis=0)

@@ -147,6 +147,19 @@ def test_a_margin_lets_more_on() -> None:
     assert job is not None and job.block == C
 
 
+def test_an_estimate_never_wins() -> None:
+    search, _ = searching(of(variants=3, stop={**RACING, "first": 1}))
+    scores = iter([0.5, 0.5, 0.5, 0.5, 0.9, 0.9, -1.0, 0.8])
+    while (job := search.next()) is not None:
+        search.ended(job.key, End("finished", (), (next(scores),)))
+    # The second variant is ahead on two folds and out after the third; the third one is behind it on the first fold,
+    # and is told the finished one's mean and .3 more.
+    ranked = search.ranking()
+    assert [standing.end for standing in ranked] == ["finished", "raced out", "raced out"]
+    assert max(standing.told[0] for standing in ranked) == pytest.approx(0.8)
+    assert search.front() == ranked[:1] and ranked[0].told == (0.5,)
+
+
 def test_asha_halts_within_a_loss_and_a_block_and_tells_the_curve() -> None:
     search, _ = searching(of(variants=6, stop=ASHA))
     running: dict[Key, Any] = {}
