@@ -26,8 +26,8 @@ A sampler is made anew for each ask, seeded by (seed, number of the ask), so not
 - `racing`: a variant starts with `first` blocks; after them, and again after each further one, it goes on only if the
   mean of its fold-paired differences to the best variant on the same blocks is at least -`margin`.
 - `asha`: asynchronous successive halving over epochs, among fold runs of one block and one loss only (others have
-  other folds, or start short). Rungs lie at warm-up + min_epochs · eta^k epochs of a fold run's own count; one goes on
-  if its best validation score so far is among the best 1/eta of those that have reached the rung.
+  other folds, or start short). Rungs lie at warm-up + min_epochs · eta^k epochs of a fold run's own count (`rungs`);
+  one goes on if its best validation score so far is among the best 1/eta of those that have reached the rung.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ import numpy as np
 import optuna
 from optuna.trial import BaseTrial, TrialState
 
-from guided.growth import WARMUP_EPOCHS, is_warmup
+from guided.growth import REACHED_AT, WARMUP_EPOCHS, is_warmup
 from sweeps import schema
 from sweeps.records import Record, Status
 from sweeps.spec import Asha, Racing, SearchSettings, SpecError, Variant
@@ -179,11 +179,16 @@ def behind(own: Mapping[Block, float], others: Iterable[Mapping[Block, float]], 
     return float(max(lags, default=0.0))
 
 
-def rungs(variant: Variant, min_epochs: int, eta: int) -> list[int]:
-    """Epoch counts at which a fold run of `variant` is judged: warm-up + min_epochs · eta^k, before its last epoch."""
+def rungs(variant: Variant, min_epochs: int | Literal["auto"], eta: int) -> list[int]:
+    """Epoch counts at which a fold run of `variant` is judged: warm-up + min_epochs · eta^k, before its last epoch.
+
+    With `auto` the first is at 60 % of its epochs: there embeddings that grow by the default rule have their length,
+    and are compared with those that had it from the start.
+    """
     config = variant.config
     warmup = WARMUP_EPOCHS if is_warmup(0, config.embedding) else 0
-    found, step = [], min_epochs
+    step = max(ceil(REACHED_AT * config.train.epochs) - warmup, 1) if min_epochs == "auto" else min_epochs
+    found = []
     while warmup + step < config.train.epochs:
         found.append(warmup + step)
         step *= eta

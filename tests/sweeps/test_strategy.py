@@ -103,6 +103,7 @@ def test_the_best_share_goes_on_and_a_tie_with_it() -> None:
 def test_rungs_lie_beyond_the_warm_up_and_before_the_end() -> None:
     assert rungs(variant("guide2d", 4), 1, 2) == [4, 5, 7]  # 3 + 1, 3 + 2, 3 + 4; 3 + 8 is past the budget of 8
     assert rungs(variant("guide2d", 4), 5, 2) == []
+    assert rungs(variant("guide2d", 4), "auto", 2) == [5, 7]  # 60 % of 8 epochs, rounded up; then 3 + 2 · 2
     told = json.dumps({"embedding": {"warmup": False}, "train": {"epochs": EPOCHS}})
     bare = Variant("bare", Config.model_validate_json(told), {}, False)
     assert rungs(bare, 1, 2) == [1, 2, 4]
