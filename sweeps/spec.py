@@ -83,10 +83,10 @@ class Racing(Strict):
 
 class Asha(Strict):
     """A fold run goes on while it is among the best 1/eta of its fold and loss, first after `min_epochs` beyond the
-    warm-up."""
+    warm-up. `auto`: at 60 % of its epochs, where embeddings that grow by the default rule have their length."""
 
     rule: Literal["asha"] = "asha"
-    min_epochs: Annotated[int, Field(ge=1)] = 2
+    min_epochs: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     eta: Annotated[int, Field(ge=2)] = 3
 
 
@@ -94,13 +94,13 @@ class SearchSettings(Strict):
     """The `search` block of a sweep file."""
 
     sampler: Literal["tpe", "random", "qmc", "cmaes"] = "tpe"
-    variants: Annotated[int, Field(ge=1)] = 24
+    variants: Annotated[int, Field(ge=1)] = 40
     startup: Annotated[int, Field(ge=1)] = 10  # variants asked at random before TPE begins
     seed: Annotated[int, Field(ge=0)] = 0
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = (
         Objective(metric="best/val_f1_macro", direction="maximize"),
     )
-    stop: Annotated[NoStop | Racing | Asha, Field(discriminator="rule")] = Racing()
+    stop: Annotated[NoStop | Racing | Asha, Field(discriminator="rule")] = Asha()
 
 
 class SweepFile(Strict):

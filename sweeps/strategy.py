@@ -26,8 +26,8 @@ A sampler is made anew for each ask, seeded by (seed, number of the ask), so not
 - `racing`: a variant starts with `first` blocks; after them, and again after each further one, it goes on only if the
   mean of its fold-paired differences to the best variant on the same blocks is at least -`margin`.
 - `asha`: asynchronous successive halving over epochs, among fold runs of one block and one loss only (others have
-  other folds, or start short). Rungs lie at warm-up + min_epochs · eta^k epochs of a fold run's own count; one goes on
-  if its best validation score so far is among the best 1/eta of those that have reached the rung.
+  other folds, or start short). Rungs lie at warm-up + min_epochs · eta^k epochs of a fold run's own count (`rungs`);
+  one goes on if its best validation score so far is among the best 1/eta of those that have reached the rung.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from guided.growth import WARMUP_EPOCHS, is_warmup
+from guided.growth import REACHED_AT, WARMUP_EPOCHS, is_warmup
 from sweeps import schema
 from sweeps.records import Record, Status
 from sweeps.spec import Asha, Racing, SearchSettings, SearchSpace, SpecError, Variant
@@ -166,11 +166,16 @@ def behind(own: Mapping[Block, float], others: Iterable[Mapping[Block, float]], 
     return float(max(lags, default=0.0))
 
 
-def rungs(variant: Variant, min_epochs: int, eta: int) -> list[int]:
-    """Epoch counts at which a fold run of `variant` is judged: warm-up + min_epochs · eta^k, before its last epoch."""
+def rungs(variant: Variant, min_epochs: int | Literal["auto"], eta: int) -> list[int]:
+    """Epoch counts at which a fold run of `variant` is judged: warm-up + min_epochs · eta^k, before its last epoch.
+
+    With `auto` the first is at 60 % of its epochs: there embeddings that grow by the default rule have their length,
+    and are compared with those that had it from the start.
+    """
     config = variant.config
     warmup = WARMUP_EPOCHS if is_warmup(0, config.embedding) else 0
-    found, step = [], min_epochs
+    step = max(ceil(REACHED_AT * config.train.epochs) - warmup, 1) if min_epochs == "auto" else min_epochs
+    found = []
     while warmup + step < config.train.epochs:
         found.append(warmup + step)
         step *= eta
@@ -291,9 +296,9 @@ class Search:
     def _check(self) -> None:
         count = len(self._directions)
         if count > 1 and (self._racing or self._asha):
+            rule = self._settings.stop.rule
             raise ValueError(
-                f"stop rule {self._settings.stop.rule!r} compares one score and the search has {count} objectives; "
-                "use rule none"
+                f"stop rule {rule!r} compares one score and the search has {count} objectives; use rule none"
             )
         if self._racing and self._racing.first >= len(self._blocks):
             raise ValueError(
@@ -378,9 +383,16 @@ class Search:
         return sorted((self._standing(asked) for asked in self._asked.values()), key=place)
 
     def front(self) -> list[Standing]:
-        """Finished variants that none surpasses in every objective; with one objective, the best."""
-        best = {trial.number for trial in self._study.best_trials}
-        return [standing for standing in self.ranking() if standing.number in best and standing.end == "finished"]
+        """Finished variants that no other finished one dominates; with one objective, the best. What Optuna was told
+        of a variant that did not finish is an estimate, and never wins."""
+        finished = [standing for standing in self.ranking() if standing.end == "finished"]
+        signs = np.array([1.0 if direction == "maximize" else -1.0 for direction in self._directions])
+        told = np.array([standing.told for standing in finished]).reshape(len(finished), len(signs)) * signs
+        return [
+            standing
+            for standing, own in zip(finished, told, strict=True)
+            if not ((told >= own).all(axis=1) & (told > own).any(axis=1)).any()
+        ]
 
     def started(self) -> list[Key]:
         """Every fold run that was started, in order."""
@@ -540,7 +552,7 @@ class Search:
             for rung, stop in asked.verdicts.get(block, {}).items():
                 if stop:
                     curve = list(self._curve(asked.key(block))[:rung])
-                    why = f"{_name(block)} was not among the best of its fold and loss after {rung} epochs"
+                    why = f"{_name(block)}: not among the best of its loss after {rung} epochs"
                     return _told(asked, "stopped", curve=curve, why=why)
         if len(ends) == len(self._blocks):
             means = np.mean([end.values for end in ends.values()], axis=0)

@@ -103,6 +103,7 @@ def test_the_best_share_goes_on_and_a_tie_with_it() -> None:
 def test_rungs_lie_beyond_the_warm_up_and_before_the_end() -> None:
     assert rungs(variant("guide2d", 4), 1, 2) == [4, 5, 7]  # 3 + 1, 3 + 2, 3 + 4; 3 + 8 is past the budget of 8
     assert rungs(variant("guide2d", 4), 5, 2) == []
+    assert rungs(variant("guide2d", 4), "auto", 2) == [5, 7]  # 60 % of 8 epochs, rounded up; then 3 + 2 · 2
     told = json.dumps({"embedding": {"warmup": False}, "train": {"epochs": EPOCHS}})
     bare = Variant("bare", Config.model_validate_json(told), {}, False)
     assert rungs(bare, 1, 2) == [1, 2, 4]
@@ -145,6 +146,19 @@ def test_a_margin_lets_more_on() -> None:
         search.ended(job.key, End("finished", (), (next(scores),)))
     job = search.next()
     assert job is not None and job.block == C
+
+
+def test_an_estimate_never_wins() -> None:
+    search, _ = searching(of(variants=3, stop={**RACING, "first": 1}))
+    scores = iter([0.5, 0.5, 0.5, 0.5, 0.9, 0.9, -1.0, 0.8])
+    while (job := search.next()) is not None:
+        search.ended(job.key, End("finished", (), (next(scores),)))
+    # The second variant is ahead on two folds and out after the third; the third one is behind it on the first fold,
+    # and is told the finished one's mean and .3 more.
+    ranked = search.ranking()
+    assert [standing.end for standing in ranked] == ["finished", "raced out", "raced out"]
+    assert max(standing.told[0] for standing in ranked) == pytest.approx(0.8)
+    assert search.front() == ranked[:1] and ranked[0].told == (0.5,)
 
 
 def test_asha_halts_within_a_loss_and_a_block_and_tells_the_curve() -> None:
