@@ -83,15 +83,22 @@ def test_what_is_recorded_is_not_launched() -> None:
     assert not world.launched and world.search.done
 
 
-def test_a_trial_without_a_record_was_interrupted_and_one_that_raised_has_failed() -> None:
+def test_a_trial_without_a_record_waits_until_it_has_one() -> None:
     world = World()
-    world.searcher.suggest("a")
-    world.searcher.suggest("b")
+    first, second = (world.launched[-1] for trial in "ab" if world.searcher.suggest(trial))
     world.searcher.on_trial_complete("a", {"epoch": 1})
-    assert world.search.ranking()[0].end is None
-    world.searcher.on_trial_complete("b", error=True)
-    (standing,) = world.search.ranking()
-    assert standing.end == "failed"
+    world.searcher.on_trial_complete("b", error=True)  # the driver writes its record a moment later
+    assert world.search.ranking()[0].end is None and not world.searcher.catch_up()
+    world.ends[second] = End("failed", reason="ran out of luck")
+    assert world.searcher.catch_up() and world.search.ranking()[0].end == "failed"
+    # What ran out of memory is tried again alone; the search ends for Tune when nothing else is left to do.
+    number = 0
+    while (told := world.searcher.suggest(f"more {number}")) != Searcher.FINISHED:
+        assert told is not None
+        world.ends[world.launched[-1]] = End("finished", (), (0.5,))
+        world.searcher.on_trial_complete(f"more {number}", {"done": True})
+        number += 1
+    assert first not in world.ends
 
 
 def test_a_fold_run_behind_is_halted_before_its_next_epoch() -> None:
