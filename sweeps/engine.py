@@ -178,6 +178,8 @@ def _run_locked(study: Study, uri: str, console: Console, retry_failed: bool) ->
     tracking.finish(done)
     for run_id in done:
         records.drop_checkpoint(run_id)
+    if done.keys() == runs.keys():
+        shutil.rmtree(study.warmups, ignore_errors=True)
     return Outcome(
         records=done,
         absent=[run for run_id, run in runs.items() if run_id not in done],

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from ray.tune import Trainable
 
-from guided.train import Diverged, Epoch, FoldResult, run_fold
+from guided.train import Diverged, Epoch, FoldResult, run_fold, warmup_key
 from sweeps import schema
 from sweeps.records import PROGRESS, FoldRun, Records
 from sweeps.study import Study, read_study
@@ -61,6 +61,17 @@ class FoldRunTrial(Trainable):
             seed=self._fold_run.seed,
             device=resources.device,
             checkpoint=self._records.checkpoint(self._fold_run.id),
+            warmups=study.warmups if self._shares_warmup() else None,
+        )
+
+    def _shares_warmup(self) -> bool:
+        """Whether another fold run of the study passes through the same warm-up."""
+        own, key = self._fold_run, warmup_key(self._fold_run.config)
+        return any(
+            other.id != own.id
+            and (other.partition, other.fold, other.seed) == (own.partition, own.fold, own.seed)
+            and warmup_key(other.config) == key
+            for other in self._study_of.fold_runs
         )
 
     def _close(self) -> None:
