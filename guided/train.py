@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from guided import classify
-from guided.augment import Images, augmented
+from guided.augment import Images
 from guided.backbone import EmbeddingNet, Optimizers
 from guided.config import METHOD_VERSION, Config, Guide2D, content_id
 from guided.data import Dataset
@@ -268,7 +268,7 @@ class _Run:
         norm_weight = loss.norm_weight if given == "auto" else given
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in rows[: batches * config.batch_size].reshape(batches, config.batch_size):
-            images = augmented(self.images.batch(batch), self.config.augment, rng)
+            images = self.images.augmented(batch, self.config.augment, rng)
             with self._precision():
                 p = self.net(images, length)
             own = loss(p, self.labels[torch.from_numpy(batch).to(self.device)])
