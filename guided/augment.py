@@ -132,7 +132,7 @@ def quarter_turned(batch: Tensor, turns: np.ndarray, mirrored: np.ndarray) -> Te
 
 @lru_cache(maxsize=4)
 def _sources(side: int, device: torch.device) -> Tensor:
-    """For each of the eight symmetries of a square, 2 · quarters + mirrored, the place each pixel comes from: (8, side²)."""
+    """The place (8, side²) each pixel comes from in each symmetry of a square, in the order 2 · quarters + mirrored."""
     places = torch.arange(side**2, device=device).view(side, side)
     turned = [torch.rot90(places, quarter) for quarter in range(4)]
     return torch.stack([kind for one in turned for kind in (one, one.flip(1))]).flatten(1)
