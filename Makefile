@@ -9,7 +9,7 @@ READY := $(VENV)/ready
 export SWEEP PRESET SET DATA LIMIT WHERE OUT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep plan status list report ui test test-slow lint format clean
+.PHONY: help setup sweep plan status list report ui test test-slow bench lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -70,6 +70,9 @@ test: $(READY) ## the tests (minutes)
 
 test-slow: $(READY) ## the tests that take longer: kills, whole sweeps
 	$(BIN)/python -m pytest -m slow
+
+bench: $(READY) ## each part beside its reference: table and bench.json (minutes); GPU=1 adds the GPU parts
+	$(BIN)/python -m tests.bench $(if $(GPU),--gpu)
 
 lint: $(READY) ## ruff, format and types
 	$(BIN)/ruff check .

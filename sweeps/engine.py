@@ -221,6 +221,8 @@ def _run_locked(study: Study, uri: str | None, console: Console, retry_failed: b
     tracking.finish(done)
     for run_id in done:
         records.drop_checkpoint(run_id)
+    if done.keys() == runs.keys():
+        shutil.rmtree(study.warmups, ignore_errors=True)
     return Outcome(
         records=done,
         absent=[run for run_id, run in runs.items() if run_id not in done],
@@ -476,6 +478,8 @@ class _SearchRun:
         )
         for run_id in done:
             self._records.drop_checkpoint(run_id)
+        if self.search.done:
+            shutil.rmtree(self.study.warmups, ignore_errors=True)
         wanted = {self._runs[key].id: self._runs[key] for key in self.search.started()}
         return Outcome(
             records=done,

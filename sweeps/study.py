@@ -50,6 +50,11 @@ class Study:
         """Where the study keeps its plan and its lock."""
         return self.out / "studies" / f"{self.sweep.name}-{self.id}"
 
+    @property
+    def warmups(self) -> Path:
+        """Where fold runs that share a warm-up leave it for each other."""
+        return self.folder / "warmups"
+
     @cached_property
     def fold_runs(self) -> list[FoldRun]:
         """Every fold run, in the order they are trained: fold by fold through all variants, so that the running

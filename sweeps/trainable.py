@@ -22,7 +22,7 @@ from ray.tune import Trainable
 from threadpoolctl import threadpool_limits
 
 from guided.data import Dataset
-from guided.train import Diverged, Epoch, FoldResult, run_fold, saved_history
+from guided.train import Diverged, Epoch, FoldResult, run_fold, saved_history, warmup_key
 from sweeps import schema
 from sweeps.place import NODE_DATA, node_copy
 from sweeps.records import PROGRESS, FoldRun, Records
@@ -71,7 +71,14 @@ class FoldRunTrial(Trainable):
             seed=self._fold_run.seed,
             device=resources.device,
             checkpoint=self._records.checkpoint(self._fold_run.id),
+            warmups=study.warmups if self._shares_warmup() else None,
         )
+
+    def _shares_warmup(self) -> bool:
+        """Whether another variant of the study passes through the same warm-up, on every fold."""
+        key = warmup_key(self._fold_run.config)
+        alike = [variant for variant in self._study_of.sweep.variants if warmup_key(variant.config) == key]
+        return key is not None and len(alike) > 1
 
     def _close(self) -> None:
         if getattr(self, "_generator", None) is not None:

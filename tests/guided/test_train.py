@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from guided.config import Config
+from guided.config import Config, Embedding
 from guided.data import Dataset
 from guided.folds import Fold, make_folds
 from guided.geometry import effective_rank
 from guided.guide import EmbeddingGuide, load_guide
-from guided.losses import LOSSES, class_weights
+from guided.losses import LOSSES, LossObject, class_weights
 from guided.metrics import lineage_distances, macro_f1
-from guided.train import Diverged, Epoch, FoldResult, _Run, run_fold
+from guided.train import Diverged, Epoch, FoldResult, _Run, run_fold, warmup_key
 
 Inputs = tuple[Dataset, Fold, EmbeddingGuide]
 
@@ -30,11 +30,11 @@ def inputs(marrow: Dataset, quick: Config) -> Inputs:
 
 
 def drive(
-    inputs: Inputs, config: Config, *, stop: int | None = None, checkpoint: Path | None = None, seed: int = 0
+    inputs: Inputs, config: Config, *, stop: int | None = None, seed: int = 0, **folders: Path
 ) -> tuple[list[Epoch], FoldResult | None]:
     """All epochs of a fold run and its result; or the first `stop` epochs, then the generator is closed."""
     epochs = []
-    generator = run_fold(*inputs, config, seed=seed, checkpoint=checkpoint)
+    generator = run_fold(*inputs, config, seed=seed, **folders)
     while stop is None or len(epochs) < stop:
         try:
             epochs.append(next(generator))
@@ -120,6 +120,72 @@ def test_going_on_from_a_checkpoint_is_going_straight(
     assert result is not None and len(first) + len(rest) == len(straight.history), "no epoch is trained twice"
     assert lasting(result.history) == lasting(straight.history)
     assert np.array_equal(result.embedding, straight.embedding) and np.array_equal(result.scores, straight.scores)
+
+
+def with_loss(config: Config, **options: Any) -> Config:
+    return config.model_copy(update={"loss": config.loss.model_copy(update=options)})
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The epochs that were trained since the test began."""
+    epochs: list[int] = []
+    train = _Run._train
+
+    def watched(run: _Run, epoch: int, length: int, loss: LossObject) -> Epoch:
+        epochs.append(epoch)
+        return train(run, epoch, length, loss)
+
+    monkeypatch.setattr(_Run, "_train", watched)
+    return epochs
+
+
+def test_a_warmup_taken_over_is_as_one_trained(
+    inputs: Inputs, quick: Config, straight: FoldResult, trained: list[int], tmp_path: Path
+) -> None:
+    """It was left by a variant with another loss; what is interrupted behind it goes on from its own checkpoint."""
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    drive(inputs, with_loss(quick, lowpass=0.0), stop=4, warmups=shared)
+    trained.clear()
+    first, _ = drive(inputs, quick, stop=4, checkpoint=own, warmups=shared)
+    assert lasting(first) == lasting(straight.history[:4]) and trained == [3]
+    rest, result = drive(inputs, quick, checkpoint=own, warmups=shared)
+    assert len(rest) == 2 and trained == [3, 4, 5]
+    assert result is not None and lasting(result.history) == lasting(straight.history) and result.grid == straight.grid
+    assert np.array_equal(result.embedding, straight.embedding) and np.array_equal(result.scores, straight.scores)
+
+
+def test_a_damaged_warmup_is_trained_and_left_anew(few: Inputs, trained: list[int], tmp_path: Path) -> None:
+    config = tiny("guide_umap", epochs=4)
+    straight = drive(few, config, warmups=tmp_path)[0]
+    (left,) = tmp_path.iterdir()
+    sound = left.read_bytes()
+    left.write_bytes(sound[:-1])
+    trained.clear()
+    again = drive(few, config, warmups=tmp_path)[0]
+    assert trained == [0, 1, 2, 3] and lasting(again) == lasting(straight)
+    trained.clear()
+    drive(few, config, warmups=tmp_path)
+    assert trained == [3] and left.stat().st_size == len(sound)
+
+
+def test_a_warmup_is_shared_by_those_that_differ_in_their_loss_only(
+    few: Inputs, trained: list[int], tmp_path: Path
+) -> None:
+    config = tiny("guide_umap", epochs=4)
+    drive(few, config, warmups=tmp_path)
+    rate = config.train.model_copy(update={"learning_rate": 0.002})
+    for other, seed, epochs in (
+        (tiny("triplet", epochs=4), 0, [3]),
+        (tiny("ce", epochs=4), 0, [0, 1, 2, 3]),  # its layer is in the optimiser
+        (config.model_copy(update={"train": rate}), 0, [0, 1, 2, 3]),
+        (config, 1, [0, 1, 2, 3]),
+    ):
+        trained.clear()
+        taken = drive(few, other, seed=seed, warmups=tmp_path)[0]
+        assert trained == epochs and lasting(taken) == lasting(drive(few, other, seed=seed)[0])
+    assert warmup_key(with_loss(config, lowpass=0.0)) == warmup_key(config)
+    assert warmup_key(config.model_copy(update={"embedding": Embedding(warmup=False)})) is None
 
 
 def test_another_process_gives_the_same_bits(straight: FoldResult, quick: Config, cache: Path) -> None:
