@@ -94,7 +94,7 @@ class SearchSettings(Strict):
     """The `search` block of a sweep file."""
 
     sampler: Literal["tpe", "random", "qmc", "cmaes"] = "tpe"
-    variants: Annotated[int, Field(ge=1)] = 40
+    variants: Annotated[int, Field(ge=1)] = 48
     startup: Annotated[int, Field(ge=1)] = 10  # variants asked at random before TPE begins
     seed: Annotated[int, Field(ge=0)] = 0
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = (
