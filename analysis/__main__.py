@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from mlflow.exceptions import MlflowException
@@ -16,6 +17,9 @@ from rich.table import Table
 from analysis.runs import FINISHED, default_uri, load_study
 from analysis.stats import ROPE
 from analysis.tables import FORMATS, Comparison, caption, compare, render, render_by_method, sentence, shown
+
+if TYPE_CHECKING:
+    from analysis.evidence import Evidence
 
 OK, INCOMPLETE, WRONG = 0, 1, 2
 
@@ -70,14 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _print(comparison, console)
             # With matplotlib and scikit-learn, slow to import.
             from analysis.artifacts import attach
-            from analysis.evidence import gather
-            from analysis.repeats import repeats
             from analysis.report import write_report
 
-            has_results = bool((study.frame["status"] == FINISHED).any())
-            evidence = gather(uri, comparison) if has_results else None
             folder = given.out.absolute() / "reports" / name
-            page = write_report(comparison, folder, repeats(study, uri), evidence)
+            stability, evidence, lacking = _cells(comparison, uri)
+            page = write_report(comparison, folder, stability, evidence)
+            if lacking is not None:
+                told = f"the report has no figures of cells ({escape(lacking)})"
+                console.print(f"[yellow]note[/yellow] {told}", soft_wrap=True)
             problem = attach(uri, study, folder)
             console.print(f"[dim]report  {page}[/dim]", soft_wrap=True)
             if problem is not None:
@@ -87,6 +91,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         return WRONG
     return OK if study.complete else INCOMPLETE
+
+
+def _cells(comparison: Comparison, uri: str) -> tuple[pd.DataFrame | None, Evidence | None, str | None]:
+    """Stability over seeds and what figures of cells need; where files of the study cannot be read, why: numbers and
+    verdicts do not hang on them."""
+    from analysis.evidence import gather
+    from analysis.repeats import repeats
+
+    if not (comparison.study.frame["status"] == FINISHED).any():
+        return None, None, None
+    try:
+        return repeats(comparison.study, uri), gather(uri, comparison), None
+    except (ValueError, OSError, MlflowException) as error:
+        return None, None, str(error).strip().splitlines()[0]
 
 
 # Left out one after the other where the terminal is too narrow; the page and the files have them all.

@@ -139,8 +139,10 @@ def _embedding(axis: Axes, classes: Classes, palette: np.ndarray, files: FoldFil
         if found is not None:
             shape = ((float(found.centre[0]), float(found.centre[1])), found.width, found.height)
             for colour, width, alpha in ((EDGE, 1.5, 0.35), (classes.colours[name], 0.9, 0.9)):
-                line = {"edgecolor": colour, "linewidth": width, "alpha": alpha}
-                axis.add_patch(EllipsePatch(*shape, angle=found.angle, fill=False, zorder=1, **line))
+                outline = EllipsePatch(
+                    *shape, angle=found.angle, fill=False, edgecolor=colour, linewidth=width, alpha=alpha, zorder=1
+                )
+                axis.add_patch(outline)
     if view.guide is not None:
         axis.scatter(
             view.guide[:, 0],

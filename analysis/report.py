@@ -253,7 +253,10 @@ def _tables(
     if len(beyond) and len(beyond.columns):
         found.append(_table("beyond", "Beyond F1", _texts(beyond.reset_index()), BEYOND_CAPTION, beyond.reset_index()))
     if stability is not None and len(stability):
-        found.append(_table("stability", "Stability over repeats", _texts(stability), STABILITY_CAPTION, stability))
+        text = _texts(stability)
+        if not (stability["note"] != "").any():
+            text = text.drop(columns="note")
+        found.append(_table("stability", "Stability over repeats", text, STABILITY_CAPTION, stability))
     classes = per_class(study)
     if len(classes):
         if evidence is not None:  # by lineage and maturity
