@@ -12,7 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 # Okabe and Ito's hues. A lineage keeps its colour from figure to figure and from study to study; one that is not named
 # here takes the next free hue.
 HUES = {
-    "undifferentiated": "#8C8C8C",
+    "undifferentiated": "#555555",
     "erythroid": "#D55E00",
     "neutrophilic": "#CC79A7",
     "eosinophilic": "#E69F00",

@@ -56,7 +56,7 @@ def samples_figure(classes: Classes, thumbnails: Thumbnails) -> Figure:
     apart = [np.linalg.norm(points - point, axis=1) for point in points]
     nearest = min(float(distance[distance > 0].min()) for distance in apart) if len(points) > 1 else span
     # As large as the closest neighbours allow, within reason: the guide may hold two classes nearly at one point.
-    width = float(np.clip(0.8 * nearest / span * inches * 72, 22, 60))
+    width = float(np.clip(0.64 * nearest / span * inches * 72, 20, 60))
     with plt.rc_context(RC):
         figure, axis = plt.subplots(figsize=(inches, inches * 0.95), layout="constrained")
         _square(axis, points, 0.08)
@@ -173,7 +173,7 @@ def confusion_figure(classes: Classes, panels: Mapping[str, tuple[np.ndarray, np
         figure, axes = plt.subplots(
             1,
             len(panels),
-            figsize=(1.7 + (0.15 + 0.25 * count) * len(panels), 1.9 + 0.25 * count),
+            figsize=(1.7 + (0.15 + 0.25 * count) * len(panels), 2.5 + 0.25 * count),
             layout="constrained",
             squeeze=False,
             sharey=True,

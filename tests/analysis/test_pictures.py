@@ -82,8 +82,8 @@ def test_embeddings_show_cells_ellipses_and_the_guide(classes: Classes, tmp_path
     figure = embeddings_figure(classes, {"guide2d": panel, "again": panel})
     first = figure.axes[0]
     assert len([part for part in first.patches if isinstance(part, Ellipse)]) == 8  # outlined twice
-    assert first.collections[0].get_offsets() == pytest.approx(embedding)
-    assert first.collections[1].get_offsets() == pytest.approx(classes.points)
+    assert np.allclose(first.collections[0].get_offsets(), embedding)
+    assert np.allclose(first.collections[1].get_offsets(), classes.points)
     save(figure, tmp_path / "e.svg")
     plt.close(figure)
 
