@@ -249,9 +249,12 @@ def _tables(
         )
         told = methods_caption(comparison)
         found.append(Table("methods", "Methods by embedding length", told, html, markdown, latex, csv))
+    # Of many variants those that figures show; the files have them all.
+    labels, some = figures.shown_rows(comparison)["variant"].tolist(), figures.selection(comparison)
     beyond = beyond_f1(study)
     if len(beyond) and len(beyond.columns):
-        found.append(_table("beyond", "Beyond F1", _texts(beyond.reset_index()), BEYOND_CAPTION, beyond.reset_index()))
+        text = _texts(beyond.loc[[label for label in labels if label in beyond.index]].reset_index())
+        found.append(_table("beyond", "Beyond F1", text, BEYOND_CAPTION + some, beyond.reset_index()))
     if stability is not None and len(stability):
         text = _texts(stability)
         if not (stability["note"] != "").any():
@@ -261,8 +264,9 @@ def _tables(
     if len(classes):
         if evidence is not None:  # by lineage and maturity
             classes = classes.reindex([name for name in evidence.classes.names if name in classes.index])
-        text = classes.map(lambda value: "–" if pd.isna(value) else f"{value:.2f}").reset_index()
-        told = "Mean over the folds whose test cells have the class."
+        narrow = classes[[label for label in labels if label in classes.columns]]
+        text = narrow.map(lambda value: "–" if pd.isna(value) else f"{value:.2f}").reset_index()
+        told = "Mean over the folds whose test cells have the class." + some
         found.append(_table("classes", "F1 of each class", text, told, classes.reset_index()))
     return found
 
