@@ -124,8 +124,10 @@ def short(label: str, most: int = 44) -> str:
 def bars_figure(comparison: Comparison) -> Figure:
     """Mean score of each variant as a bar with its 95 % interval (corrected resampled t), as the paper's Fig. 3: by
     method and length where variants differ in both, one colour a length; else a bar per variant. The grey line is the
-    baseline. A variant without a mean has a hatched place and no bar."""
+    baseline. A variant without a mean has a hatched place and no bar. Raises ValueError where none has a mean."""
     study, frame = comparison.study, shown_rows(comparison)
+    if frame["mean"].isna().all():
+        raise ValueError("no variant has all its fold runs")
     groups, lengths = frame["variant"].tolist(), None
     if is_by_method(study):
         methods = by_method(comparison).set_index("variant").loc[frame["variant"]]
@@ -201,13 +203,16 @@ def _bar_places(groups: list[str]) -> tuple[list[float], dict[str, float]]:
 
 
 def pairs_figure(comparison: Comparison) -> Figure:
-    """Difference to the baseline on every fold, and the mean over folds. A variant without a mean is told as such."""
+    """Difference to the baseline on every fold, and the mean over folds. A variant without a mean is told as such.
+    Raises ValueError where the baseline lacks fold runs."""
     study = comparison.study
     frame = shown_rows(comparison)
     base = fold_scores(study, comparison.baseline)
+    if base is None:
+        raise ValueError(f"the baseline {comparison.baseline} lacks fold runs")
     others = [label for label in frame["variant"] if label != comparison.baseline]
     scores = {label: fold_scores(study, label) for label in others}
-    folds = sorted(base) if base else []
+    folds = sorted(base)
     shades = plt.get_cmap("cividis")(np.linspace(0.05, 0.9, max(2, len(folds))))
     with plt.rc_context(RC):
         figure, axis = plt.subplots(figsize=(6.4, 1.2 + 0.34 * len(others)), layout="constrained")
@@ -216,7 +221,7 @@ def pairs_figure(comparison: Comparison) -> Figure:
         axis.hlines(range(len(others)), 0, 1, transform=axis.get_yaxis_transform(), color=ROW, linewidth=0.8, zorder=0)
         for place, label in enumerate(others):
             own = scores[label]
-            if own is None or base is None or own.keys() != base.keys():
+            if own is None or own.keys() != base.keys():
                 axis.annotate("incomplete", (0.99, place), xycoords=axis.get_yaxis_transform(), ha="right", va="center")
                 continue
             differences = [own[fold] - base[fold] for fold in folds]

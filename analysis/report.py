@@ -261,7 +261,7 @@ def _tables(
             text = text.drop(columns="note")
         found.append(_table("stability", "Stability over repeats", text, STABILITY_CAPTION, stability))
     classes = per_class(study)
-    if len(classes):
+    if len(classes) and len(classes.columns):
         if evidence is not None:  # by lineage and maturity
             classes = classes.reindex([name for name in evidence.classes.names if name in classes.index])
         narrow = classes[[label for label in labels if label in classes.columns]]

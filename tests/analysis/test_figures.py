@@ -53,7 +53,7 @@ def test_bars_are_the_means_with_the_corrected_interval(whole: Recorded) -> None
 def test_pairs_are_the_differences_on_each_fold(whole: Recorded) -> None:
     figure = pairs_figure(compare(load_study(whole.uri, "radius")))
     dots = figure.axes[0].collections[1].get_offsets()[:, 0]
-    assert dots == pytest.approx(np.subtract(SCORES["radius=2"], SCORES["radius=5"]))
+    assert np.allclose(dots, np.subtract(SCORES["radius=2"], SCORES["radius=5"]))
     plt.close(figure)
 
 
@@ -81,13 +81,23 @@ def test_of_many_variants_the_best_are_shown_and_it_is_said(uri: str, tmp_path: 
 
 def test_incomplete_studies_are_drawn(uri: str, tmp_path: Path) -> None:
     bad = {("b", 1): ("diverged", "the loss is nan"), ("c", 0): ("failed", "out of memory")}
-    write_study(uri, {"a": (0.5, 0.6), "b": (0.5, 0.6), "c": (0.4, 0.5)}, baseline="c", bad=bad)
+    write_study(uri, {"a": (0.5, 0.6), "b": (0.5, 0.6), "c": (0.4, 0.5)}, baseline="a", bad=bad)
     comparison = compare(load_study(uri, "radius"))
     for draw in (bars_figure, pairs_figure):
         figure = draw(comparison)
         save(figure, tmp_path / "drawn.svg")
         plt.close(figure)
     assert settings_frame(comparison)["score"].tolist() == [0.55]
+
+
+def test_what_cannot_be_compared_is_refused(uri: str) -> None:
+    bad = {(name, 0): ("failed", "out of memory") for name in ("a", "b")}
+    write_study(uri, {"a": (0.5, 0.6), "b": (0.5, 0.6)}, baseline="b", bad=bad)
+    comparison = compare(load_study(uri, "radius"))
+    with pytest.raises(ValueError, match="no variant has all its fold runs"):
+        bars_figure(comparison)
+    with pytest.raises(ValueError, match="the baseline b lacks fold runs"):
+        pairs_figure(comparison)
 
 
 def test_importance_finds_the_setting_that_matters() -> None:
