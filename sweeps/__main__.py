@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
             store.add_argument("--uri", help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else OUT/mlflow.db)")
             store.add_argument("--no-mlflow", action="store_true", help="records only; a later run fills MLflow")
 
-    gc = commands.add_parser("gc", help="free checkpoints that finished fold runs no longer need")
+    gc = commands.add_parser("gc", help="free what finished fold runs no longer need")
     _add_out(gc)
     gc.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
     return top
@@ -255,12 +255,17 @@ def _gc(given: argparse.Namespace, console: Console) -> int:
     from sweeps.records import Records, folder_bytes
 
     garbage = list(Records(given.out.absolute()).garbage())
-    freed = sum(folder_bytes(path) for path in garbage)
-    for path in garbage:
-        console.print(f"{'would delete' if given.dry_run else 'deleted'} {path}", soft_wrap=True)
-        if not given.dry_run:
+    freed = 0
+    for path, reason in garbage:
+        size = folder_bytes(path)
+        freed += size
+        told = f"{'would delete' if given.dry_run else 'deleted'} {path} ({_size(size)}): {reason}"
+        if not given.dry_run and path.is_dir():
             shutil.rmtree(path)
-    console.print(f"{len(garbage)} folders, {_size(freed)}")
+        elif not given.dry_run:
+            path.unlink()
+        console.print(escape(told), soft_wrap=True)
+    console.print(f"{len(garbage)} found, {_size(freed)}{'' if given.dry_run else ' freed'}")
     return OK
 
 
