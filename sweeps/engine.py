@@ -21,6 +21,7 @@ from ray.tune.stopper import NoopStopper
 from rich.console import Console
 
 from guided.config import content_id
+from sweeps.attempt import attempts_in
 from sweeps.board import Board
 from sweeps.lock import driver_lock
 from sweeps.records import FoldRun, Record, Records
@@ -84,8 +85,9 @@ class _Watcher(tune.Callback):
         elif isinstance(cause, OSError):
             self._hinder(run_id, cause)
         else:
-            now = time.time()
-            details: dict[str, Any] = {"began": trial.start_time or now, "ended": now, "notes": []}
+            now, attempts = time.time(), attempts_in(self._records.checkpoint(run_id))
+            began = min((attempt["began"] for attempt in attempts if "began" in attempt), default=now)
+            details: dict[str, Any] = {"began": began, "ended": now, "attempts": attempts, "notes": []}
             reason = _told(cause) + (" (also alone)" if run_id in self.starved else "")
             try:
                 self._records.write(self._runs[run_id], "failed", reason=reason, details=details)
