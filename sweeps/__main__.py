@@ -46,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("sweep", help="name of a sweep (see `list`) or path of a sweep file")
         _add_out(command)
         if name == "status":
+            command.add_argument("--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="again and again")
+            command.add_argument("--json", action="store_true", help="for machines")
+            command.add_argument("--price", type=float, help="of a GPU-hour, or of a CPU-hour where no GPU is used")
             continue
         presets = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
         command.add_argument("--preset", help=f"one of {presets} (default: gpu where there is one, else laptop)")
@@ -248,7 +251,8 @@ def _status(given: argparse.Namespace, console: Console) -> int:
     from sweeps.status import show_status
 
     name = find_sweep(given.sweep).stem
-    return OK if show_status(given.out.absolute(), name, console) else WRONG
+    told = show_status(given.out.absolute(), name, console, as_json=given.json, watch=given.watch, price=given.price)
+    return OK if told else WRONG
 
 
 def _gc(given: argparse.Namespace, console: Console) -> int:

@@ -63,6 +63,7 @@ class FoldRunTrial(Trainable):
             torch.cuda.empty_cache()
             limit_gpu_memory(1.0 if self.alone else min(resources.gpus, 1.0))
         self._records = Records(study.out)
+        self._seconds = 0.0  # trained by this attempt
         fold = study.folds[self._fold_run.partition][self._fold_run.fold]
         self._fold = fold
         self._generator = run_fold(
@@ -110,7 +111,8 @@ class FoldRunTrial(Trainable):
         self._attempt.trained(int(epoch["epoch"]))
         told = {"epoch": int(epoch["epoch"]), "val_f1": epoch[schema.VAL_F1], "length": epoch[schema.LENGTH]}
         temporary = folder / f"{PROGRESS}-{os.getpid()}"
-        temporary.write_text(json.dumps(told | {"time": time.time()}))
+        self._seconds += sum(epoch[part] for part in schema.EPOCH_SECONDS)
+        temporary.write_text(json.dumps(told | {"time": time.time(), "seconds": self._seconds}))
         os.replace(temporary, folder / PROGRESS)
         return told | {"done": False}
 

@@ -35,7 +35,7 @@ def processes(folder: Path, name: str) -> list[psutil.Process]:
 
 
 @pytest.fixture
-def cluster() -> Iterator[tuple[str, Path]]:
+def cluster(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """Address and folder of a head without CPUs, whose autoscaler may bring three nodes of one CPU."""
     folder = Path(tempfile.mkdtemp(prefix="ry-"))  # short: sockets have 107 characters
     with socket.socket() as free:
@@ -76,13 +76,14 @@ def cluster() -> Iterator[tuple[str, Path]]:
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_AUTH_MODE": "disabled",
+        "PYTHONPATH": environment(tmp_path / "log")["PYTHONPATH"].split(":")[0],  # our code comes with the driver
     }
     ray = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
     options = [f"--port={port}", f"--temp-dir={folder}", f"--autoscaling-config={folder / 'cluster.json'}"]
     options += ["--num-cpus=0", "--node-ip-address=127.0.0.1", "--include-dashboard=false"]
     options += ["--object-store-memory=80000000"]
     with (folder / "head.log").open("w") as log:
-        head = subprocess.Popen([*ray, *options], stdout=log, stderr=subprocess.STDOUT, env=env)
+        head = subprocess.Popen([*ray, *options], stdout=log, stderr=subprocess.STDOUT, env=env, cwd=folder)
     try:
         wait_for(lambda: processes(folder, "raylet"), 60, "the head")
         yield f"127.0.0.1:{port}", folder
