@@ -76,6 +76,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_AUTH_MODE": "disabled",
+        "SWEEPS_NODE_CACHE": str(tmp_path / "node"),
         "PYTHONPATH": environment(tmp_path / "log")["PYTHONPATH"].split(":")[0],  # our code comes with the driver
     }
     ray = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
@@ -105,7 +106,6 @@ def test_the_autoscaler_brings_nodes_one_dies_and_all_go(cluster: tuple[str, Pat
         "RAY_ADDRESS": address,
         "RAY_AUTH_MODE": "disabled",
         "SWEEPS_CLUSTER": str(folder / "cluster.json"),
-        "SWEEPS_NODE_CACHE": str(tmp_path / "n"),
     }
     (head,) = processes(folder, "raylet")
     most, over = [1], threading.Event()
@@ -144,5 +144,5 @@ def test_the_autoscaler_brings_nodes_one_dies_and_all_go(cluster: tuple[str, Pat
     # The node that died took one fold run with it: its epoch under way was begun twice, nothing else was.
     assert counted.total() - len(counted) <= 1
     assert sorted(len(record.details["attempts"]) for record in records.values())[-1] == 2
-    copies = [path for path in (tmp_path / "n").iterdir() if path.is_dir()]
+    copies = [path for path in (tmp_path / "node").iterdir() if path.is_dir()]
     assert len(copies) == 1 and copies[0].name in {path.name for path in (out / "cache").iterdir()}
