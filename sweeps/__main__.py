@@ -47,6 +47,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("sweep", help="name of a sweep (see `list`) or path of a sweep file")
         _add_out(command)
         if name == "status":
+            command.add_argument("--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="again and again")
+            command.add_argument("--json", action="store_true", help="for machines")
+            command.add_argument("--price", type=float, help="of a GPU-hour, or of a CPU-hour where no GPU is used")
             continue
         presets = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
         command.add_argument("--preset", help=f"one of {presets} (default: gpu where there is one, else laptop)")
@@ -86,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     replay.add_argument("--metric", default="test/f1_macro", help="what the judge looks at (default: test/f1_macro)")
     replay.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
-    gc = commands.add_parser("gc", help="free checkpoints that finished fold runs no longer need")
+    gc = commands.add_parser("gc", help="free what finished fold runs no longer need")
     _add_out(gc)
     gc.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
     return top
@@ -263,7 +266,8 @@ def _status(given: argparse.Namespace, console: Console) -> int:
     from sweeps.status import show_status
 
     name = find_sweep(given.sweep).stem
-    return OK if show_status(given.out.absolute(), name, console) else WRONG
+    told = show_status(given.out.absolute(), name, console, as_json=given.json, watch=given.watch, price=given.price)
+    return OK if told else WRONG
 
 
 def _replay(given: argparse.Namespace, console: Console) -> int:
@@ -294,12 +298,17 @@ def _gc(given: argparse.Namespace, console: Console) -> int:
     from sweeps.records import Records, folder_bytes
 
     garbage = list(Records(given.out.absolute()).garbage())
-    freed = sum(folder_bytes(path) for path in garbage)
-    for path in garbage:
-        console.print(f"{'would delete' if given.dry_run else 'deleted'} {path}", soft_wrap=True)
-        if not given.dry_run:
+    freed = 0
+    for path, reason in garbage:
+        held = folder_bytes(path)
+        freed += held
+        told = f"{'would delete' if given.dry_run else 'deleted'} {path} ({size(held)}): {reason}"
+        if not given.dry_run and path.is_dir():
             shutil.rmtree(path)
-    console.print(f"{len(garbage)} folders, {size(freed)}")
+        elif not given.dry_run:
+            path.unlink()
+        console.print(escape(told), soft_wrap=True)
+    console.print(f"{len(garbage)} found, {size(freed)}{'' if given.dry_run else ' freed'}")
     return OK
 
 

@@ -25,6 +25,7 @@ from rich.console import Console
 from guided.config import content_id
 from guided.guide import EmbeddingGuide, load_guide
 from sweeps import schema
+from sweeps.attempt import attempts_in
 from sweeps.board import Board
 from sweeps.budget import Budget, exhausted, spent
 from sweeps.lock import driver_lock
@@ -110,8 +111,9 @@ class _Watcher(tune.Callback):
         elif isinstance(cause, OSError):
             self._hinder(run_id, cause)
         else:
-            now = time.time()
-            details: dict[str, Any] = {"began": trial.start_time or now, "ended": now, "notes": []}
+            now, attempts = time.time(), attempts_in(self._records.checkpoint(run_id))
+            began = min((attempt["began"] for attempt in attempts if "began" in attempt), default=now)
+            details: dict[str, Any] = {"began": began, "ended": now, "attempts": attempts, "notes": []}
             reason = _told(cause) + (" (also alone)" if run_id in self.starved else "")
             try:
                 self._records.write(self._runs[run_id], "failed", reason=reason, details=details)

@@ -20,7 +20,8 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming behaviour; else Ray warns at every start
 
 import ray
-from ray._private.state import state as cluster_state
+import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from guided.data import Dataset
@@ -28,6 +29,7 @@ from sweeps.spec import Resources
 from sweeps.study import Study
 
 PACKAGES = ("guided", "sweeps", "analysis")
+CLUSTER_FILE = "SWEEPS_CLUSTER"  # the cluster file (launcher or KubeRay), where workers start from none
 NODE_DATA = "SWEEPS_NODE_DATA"  # set on the workers of a cluster: read a copy of the data on the node's own disk
 NODE_CACHE = "SWEEPS_NODE_CACHE"  # where such copies go; default: a folder of this user in the temporary directory
 
@@ -95,15 +97,29 @@ def _check_resources(resources: Resources) -> None:
 
 
 def _node_types() -> list[tuple[Mapping[str, float], int]]:
-    """Resources and largest number of nodes of each type that the autoscaler of this cluster may bring."""
-    config = cluster_state.get_cluster_config()
-    if config is None:
+    """Resources and largest number of nodes of each type that the autoscaler may bring, the head apart.
+
+    Ray tells nobody what its autoscaler could bring; its cluster file does. Raises ValueError naming that file where it
+    is none.
+    """
+    named = os.environ.get(CLUSTER_FILE)
+    path = Path(named) if named else Path.home() / "ray_bootstrap_config.yaml"  # where `ray up` puts it on the head
+    if "RAY_ADDRESS" not in os.environ or (named is None and not path.exists()):
         return []
-    # -1 stands for "no limit".
-    return [
-        (dict(group.resources), group.max_count if group.max_count >= 0 else 1000)
-        for group in config.node_group_configs
-    ]
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if content.get("kind") == "RayJob":
+            content = {**content, "kind": "RayCluster", "spec": content["spec"]["rayClusterSpec"]}
+        if content.get("kind") == "RayCluster":
+            content = _derive_autoscaling_config_from_ray_cr(content)
+        types: dict[str, Any] = content["available_node_types"]
+        return [
+            (kind["resources"], int(kind.get("max_workers", content.get("max_workers", 0))))
+            for name, kind in types.items()
+            if name != content["head_node_type"]
+        ]
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no cluster file with available_node_types ({error}); see {CLUSTER_FILE}") from None
 
 
 def _fold_runs(alive: list[dict[str, Any]], types: list[tuple[Mapping[str, float], int]], resources: Resources) -> int:
@@ -117,6 +133,11 @@ def _fold_runs(alive: list[dict[str, Any]], types: list[tuple[Mapping[str, float
             f"a fold run asks for {resources.cpus} CPUs and {resources.gpus:g} GPUs, and no node has them "
             f"(found: {found}); "
             'choose another preset, or SET="resources.cpus=… resources.gpus=… resources.device=cpu"'
+            + (
+                f"; if nodes are to come, name the cluster file in {CLUSTER_FILE}"
+                if "RAY_ADDRESS" in os.environ
+                else ""
+            )
         )
     fit = max(sum(present), sum(to_come))
     return min(fit, resources.workers or fit)

@@ -23,6 +23,7 @@ import pandas as pd
 
 from guided.config import METHOD_VERSION, Config, content_id
 from sweeps import schema
+from sweeps.lock import holder
 
 PROGRESS = "progress.json"  # in the checkpoint folder: what `status` shows of a fold run under way
 STOP = "stop.txt"  # there too: why a search will have it stop before its next epoch
@@ -92,6 +93,7 @@ class Records:
     """The records under one OUT folder."""
 
     def __init__(self, out: Path) -> None:
+        self._out = out
         self.folder = out / "records"
         self._checkpoints = out / "checkpoints"
 
@@ -249,12 +251,20 @@ class Records:
         """Free what a finished fold run no longer needs."""
         shutil.rmtree(self.checkpoint(run_id), ignore_errors=True)
 
-    def garbage(self) -> Iterator[Path]:
-        """What may be deleted: checkpoints of fold runs that have a record, and writings that never ended."""
+    def garbage(self) -> Iterator[tuple[Path, str]]:
+        """What may be deleted under OUT, and why. Records, also those set aside, and checkpoints of fold runs without
+        a record stay. What a driver at work may still need is left out."""
         if self._checkpoints.exists():
-            yield from (path for path in sorted(self._checkpoints.iterdir()) if self.has(path.name))
-        if self.folder.exists():
-            yield from sorted(self.folder.glob(".writing-*"))
+            for path in sorted(self._checkpoints.iterdir()):
+                if self.has(path.name):
+                    yield path, "checkpoint of a fold run that has its record"
+        busy = {folder.name for folder in self._out.glob("studies/*") if holder(folder) is not None}
+        for path in sorted(self._out.glob("ray/*")):
+            if path.name not in busy and not path.name.startswith("."):
+                yield path, "notes of Ray Tune, never read again"
+        if not busy:
+            for pattern in ("records/.writing-*", "cache/.writing-*", "studies/*/writing-*", "*/.probe-*", ".shared-*"):
+                yield from ((path, "a writing that never ended") for path in sorted(self._out.glob(pattern)))
 
 
 def _seal(content: Any) -> str:

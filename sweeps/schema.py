@@ -55,6 +55,7 @@ VAL_F1 = "val/f1_macro"
 VAL_F1_HEAD = "val/f1_macro_head"  # of the loss's own head, where it has one
 LENGTH = "embedding/length"
 GUIDE_SHIFT = "guide/shift"
+EPOCH_SECONDS = ("time/train", "time/embed", "time/validate", "time/refresh")
 # once
 TEST_F1 = "test/f1_macro"
 TEST_F1_HEAD = "test/f1_macro_head"  # absent where the best epoch lies in the warm-up: the head was not trained

@@ -1,66 +1,181 @@
-"""How far a study is, read from its plan, its records and the progress of fold runs under way; from any terminal."""
+"""How far a study is, read from its plan, its records and the progress of fold runs under way; from any terminal or
+machine that can read OUT. Nothing is written."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from sweeps import schema
 from sweeps.board import duration
-from sweeps.records import PROGRESS, Records
+from sweeps.lock import holder
+from sweeps.records import PROGRESS, CorruptRecord, FoldRun, Record, Records
 from sweeps.study import Study, read_study
 
+STALE = 600.0  # seconds without an epoch after which a fold run under way is called silent
 
-def show_status(out: Path, sweep: str, console: Console) -> bool:
-    """Print the state of every study of `sweep` under `out`. Returns False where there is none."""
-    folders = sorted((out / "studies").glob(f"{sweep}-*"))
-    studies = [read_study(folder) for folder in folders if (folder / "study.json").exists()]
+
+class Status:
+    """The state of every study of one sweep. A record is read once: what is recorded stays."""
+
+    def __init__(self, out: Path, sweep: str, price: float | None = None) -> None:
+        self._out, self._sweep, self._price = out, sweep, price
+        self._seen: dict[tuple[str, int], Record] = {}
+
+    def read(self) -> list[dict[str, Any]]:
+        """One mapping a study, fit for JSON: driver, states, cost, seconds left, variants with their fold runs."""
+        folders = sorted((self._out / "studies").glob(f"{self._sweep}-*"))
+        return [self._study(read_study(folder)) for folder in folders if (folder / "study.json").exists()]
+
+    def _study(self, study: Study) -> dict[str, Any]:
+        variants: list[dict[str, Any]] = [
+            {"variant": variant.label, "fold_runs": [self._fold_run(study, run) for run in study.runs_of(variant)]}
+            for variant in study.sweep.variants
+        ]
+        runs = [run for variant in variants for run in variant["fold_runs"]]
+        seconds, resources = sum(run["seconds"] for run in runs), study.sweep.resources
+        cost: dict[str, float] = {"cpu_hours": seconds * resources.cpus / 3600}
+        if resources.gpus:
+            cost["gpu_hours"] = seconds * resources.gpus / 3600
+        if self._price is not None:
+            cost["money"] = self._price * cost.get("gpu_hours", cost["cpu_hours"])
+        states = Counter(run["state"] for run in runs)
+        driver = holder(study.folder)
+        return {
+            "study": study.id,
+            "sweep": study.sweep.name,
+            "data": study.data.name,
+            "driver": driver,
+            "states": dict(states),
+            "cost": cost,
+            "seconds_left": None if driver is None else _left(runs, max(states["running"], 1)),
+            "variants": variants,
+        }
+
+    def _fold_run(self, study: Study, run: FoldRun) -> dict[str, Any]:
+        told: dict[str, Any] = {"partition": run.partition, "fold": run.fold, "seed": run.seed}
+        epochs = run.config.train.epochs
+        records = Records(study.out)
+        try:
+            record = self._record(records, run.id)
+        except CorruptRecord as error:
+            return told | {"state": "damaged", "reason": str(error), "epochs": 0, "of": epochs, "seconds": 0.0}
+        if record is not None:
+            seconds = sum(epoch.get(part, 0.0) for epoch in record.history for part in schema.EPOCH_SECONDS)
+            told |= {"state": record.status, "reason": record.reason, "epochs": len(record.history), "of": epochs}
+            told |= {"attempts": len(record.details.get("attempts", [])) or 1}
+            told |= {"seconds": record.metrics.get(schema.SECONDS, seconds)}
+            told |= {"test_f1": record.metrics[schema.TEST_F1]} if record.status == "finished" else {}
+            return told
+        progress = _progress(records.checkpoint(run.id) / PROGRESS)
+        if progress is None:
+            return told | {"state": "waiting", "reason": "", "epochs": 0, "of": epochs, "seconds": 0.0}
+        silent = time.time() - progress["time"]
+        state = "running" if holder(study.folder) is not None and silent < STALE else "stopped"
+        told |= {"state": state, "reason": "", "epochs": progress["epoch"] + 1, "of": epochs, "ago": silent}
+        return told | {"seconds": progress.get("seconds", 0.0), "val_f1": progress["val_f1"]}
+
+    def _record(self, records: Records, run_id: str) -> Record | None:
+        try:
+            stamp = (records.folder / run_id).stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+        if (run_id, stamp) not in self._seen:
+            record = records.read(run_id)
+            if record is None:
+                return None
+            self._seen[run_id, stamp] = record
+        return self._seen[run_id, stamp]
+
+
+def _progress(path: Path) -> dict[str, Any] | None:
+    """What a fold run under way last told; None where it told nothing or was caught half written."""
+    try:
+        told = json.loads(path.read_text())
+        return told if {"epoch", "time", "val_f1"} <= told.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _left(runs: list[dict[str, Any]], workers: int) -> float | None:
+    """Seconds until the last epoch at the pace so far; early stops make it less. None before the first epochs."""
+    done = sum(run["epochs"] for run in runs if run["seconds"] > 0)
+    if not done:
+        return None
+    pace = sum(run["seconds"] for run in runs) / done
+    open_epochs = sum(run["of"] - run["epochs"] for run in runs if run["state"] in ("waiting", "running", "stopped"))
+    return pace * open_epochs / workers
+
+
+def show_status(
+    out: Path,
+    sweep: str,
+    console: Console,
+    *,
+    as_json: bool = False,
+    watch: float | None = None,
+    price: float | None = None,
+) -> bool:
+    """Print the state of every study of `sweep` under `out`, again every `watch` seconds until Ctrl-C if given.
+
+    `price` is that of an hour of a GPU, or of a CPU where none is used. Returns False where there is no study.
+    """
+    status = Status(out, sweep, price)
+    studies = status.read()
+    if as_json:
+        console.print_json(json.dumps(studies, allow_nan=False))
+        return bool(studies)
     if not studies:
         console.print(f"no study of {escape(sweep)} under {out}; start one with `make sweep SWEEP={escape(sweep)}`")
         return False
-    for study in studies:
-        _show(study, console)
+    if watch is None:
+        console.print(_shown(studies))
+        return True
+    with Live(_shown(studies), console=console, auto_refresh=False) as live:
+        while any(study["states"].get(state) for study in studies for state in ("waiting", "running", "stopped")):
+            time.sleep(watch)
+            studies = status.read()
+            live.update(_shown(studies), refresh=True)
     return True
 
 
-def _show(study: Study, console: Console) -> None:
-    records = Records(study.out)
+def _shown(studies: list[dict[str, Any]]) -> RenderableType:
+    return Group(*(part for study in studies for part in _one(study)))
+
+
+def _one(study: dict[str, Any]) -> list[RenderableType]:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("variant", "finished", "test F1", "under way", "failed"):
+    for name in ("variant", "finished", "test F1", "under way", "not finished"):
         table.add_column(name, justify="right" if name in ("finished", "test F1") else "left")
-    for variant in study.sweep.variants:
-        runs = study.runs_of(variant)
-        found = records.read_all([run.id for run in runs])
-        finished = [record for record in found.values() if record.status == "finished"]
+    for variant in study["variants"]:
+        runs = variant["fold_runs"]
+        scores = [run["test_f1"] for run in runs if run["state"] == "finished"]
         under_way = [
-            told for run in runs if run.id not in found if (told := _progress(records.checkpoint(run.id), run.fold))
-        ]
-        failed = [
-            f"fold {run.fold} {found[run.id].status}: {found[run.id].reason}"
+            f"fold {run['fold']} epoch {run['epochs']}/{run['of']}, {duration(run['ago'])} ago"
             for run in runs
-            if run.id in found and found[run.id].status != "finished"
+            if run["state"] in ("running", "stopped")
         ]
-        mean = f"{np.mean([record.metrics[schema.TEST_F1] for record in finished]):.3f}" if finished else "–"
+        bad = [f"fold {run['fold']} {run['state']}: {run['reason']}" for run in runs if run["reason"]]
         table.add_row(
-            variant.label,
-            f"{len(finished)}/{len(runs)}",
-            mean,
+            Text(variant["variant"]),
+            f"{len(scores)}/{len(runs)}",
+            f"{np.mean(scores):.3f}" if scores else "–",
             ", ".join(under_way),
-            escape("; ".join(failed)),
+            Text("; ".join(bad), style="red"),
         )
-    console.print(f"[bold]{escape(study.sweep.name)}[/bold] on {escape(study.data.name)} · study {study.id}")
-    console.print(table)
-
-
-def _progress(folder: Path, fold: int) -> str:
-    try:
-        told = json.loads((folder / PROGRESS).read_text())
-    except (OSError, ValueError):
-        return ""
-    return f"fold {fold} epoch {told['epoch'] + 1}, {duration(time.time() - told['time'])} ago"
+    states = ", ".join(f"{count} {state}" for state, count in study["states"].items())
+    cost = ", ".join(f"{value:.2f} {name.replace('_', '-')}" for name, value in study["cost"].items())
+    left = study["seconds_left"]
+    driver = "nobody is at work on it" if study["driver"] is None else f"run by {study['driver']}"
+    told = f"{states} · {cost} so far · {driver}" + ("" if left is None else f" · at most {duration(left)} left")
+    return [Text.assemble((study["sweep"], "bold"), f" on {study['data']} · study {study['study']}"), table, Text(told)]

@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from guided.data import Dataset
 from guided.train import Diverged, Epoch, FoldResult, run_fold, saved_history, warmup_key
 from sweeps import schema
+from sweeps.attempt import Attempt, attempts_in
 from sweeps.place import NODE_DATA, node_copy
 from sweeps.records import PROGRESS, FoldRun, Records
 from sweeps.study import Study, read_study
@@ -41,11 +42,13 @@ class FoldRunTrial(Trainable):
     alone = False  # whether nothing else runs beside it
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._begin(config)
+        # Begun by the first step: what goes wrong there is an error of the fold run with its cause, not of the actor.
+        self._asked: dict[str, Any] | None = config
+        self._generator: Generator[Epoch, None, FoldResult] | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._close()
-        self._begin(new_config)
+        self._asked = new_config
         return True
 
     def cleanup(self) -> None:
@@ -60,10 +63,10 @@ class FoldRunTrial(Trainable):
             torch.cuda.empty_cache()
             limit_gpu_memory(1.0 if self.alone else min(resources.gpus, 1.0))
         self._records = Records(study.out)
-        self._attempt = Attempt.begin(self._records.checkpoint(self._fold_run.id))
+        self._seconds = 0.0  # trained by this attempt
         fold = study.folds[self._fold_run.partition][self._fold_run.fold]
         self._fold = fold
-        self._generator: Generator[Epoch, None, FoldResult] | None = run_fold(
+        self._generator = run_fold(
             study.data,
             fold,
             study.guides[self._fold_run.config.id],
@@ -73,6 +76,7 @@ class FoldRunTrial(Trainable):
             checkpoint=self._records.checkpoint(self._fold_run.id),
             warmups=study.warmups if self._shares_warmup() else None,
         )
+        self._attempt = Attempt.begin(self._records.checkpoint(self._fold_run.id))
 
     def _shares_warmup(self) -> bool:
         """Whether another variant of the study passes through the same warm-up, on every fold."""
@@ -81,13 +85,16 @@ class FoldRunTrial(Trainable):
         return key is not None and len(alike) > 1
 
     def _close(self) -> None:
-        if getattr(self, "_generator", None) is not None:
-            self._generator.close()  # type: ignore[union-attr]
+        if self._generator is not None:
+            self._generator.close()
             self._generator = None
 
     def step(self) -> dict[str, Any]:
         """One epoch; the step after the last one tests and writes the record. A fold run that a search wants stopped
         writes its record instead of another epoch."""
+        if self._asked is not None:
+            self._begin(self._asked)
+            self._asked = None
         if self._generator is None:
             raise RuntimeError(f"fold run {self._fold_run.name} has ended")
         if self._records.has(self._fold_run.id):
@@ -115,7 +122,8 @@ class FoldRunTrial(Trainable):
         self._attempt.trained(int(epoch["epoch"]))
         told = {"epoch": int(epoch["epoch"]), "val_f1": epoch[schema.VAL_F1], "length": epoch[schema.LENGTH]}
         temporary = folder / f"{PROGRESS}-{os.getpid()}"
-        temporary.write_text(json.dumps(told | {"time": time.time()}))
+        self._seconds += sum(epoch[part] for part in schema.EPOCH_SECONDS)
+        temporary.write_text(json.dumps(told | {"time": time.time(), "seconds": self._seconds}))
         os.replace(temporary, folder / PROGRESS)
         return told | {"done": False}
 
@@ -178,7 +186,7 @@ class FoldRunTrial(Trainable):
             "host": socket.gethostname(),
             "device": _device_name(self._study_of.sweep.resources.device),
             "threads": torch.get_num_threads(),
-            "attempts": self._attempt.all(),
+            "attempts": attempts_in(self._records.checkpoint(self._fold_run.id)),
             "began": self._attempt.first_began,
             "ended": time.time(),
             "versions": _versions(),
@@ -190,74 +198,6 @@ class LoneFoldRunTrial(FoldRunTrial):
     another failure is its own."""
 
     alone = True
-
-
-class Superseded(RuntimeError):
-    """Another process has taken the fold run over."""
-
-
-class Attempt:
-    """One process's turn at a fold run: a file `attempt-<number>.json` beside the checkpoint.
-
-    The highest number holds the fold run. A process that was given up (its node was cut off, its driver died) may live
-    on for a while; it finds a higher number, or its own file gone, and stops. What each attempt trained goes into the
-    record, so that work done twice can be counted.
-    """
-
-    def __init__(self, path: Path, told: dict[str, Any]) -> None:
-        self._path, self._told = path, told
-        self._write()
-
-    @classmethod
-    def begin(cls, folder: Path) -> Attempt:
-        """Take the fold run whose checkpoint lies in `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        number = max(_attempts(folder), default=0) + 1
-        while True:
-            path = folder / f"attempt-{number}.json"
-            try:
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-            except FileExistsError:
-                number += 1  # another process was faster; it is superseded at once
-            else:
-                return cls(path, {"host": socket.gethostname(), "process": os.getpid(), "began": time.time()})
-
-    def check(self) -> None:
-        """Raises Superseded where the fold run is no longer this attempt's."""
-        numbers = _attempts(self._path.parent)
-        if not numbers or numbers[max(numbers)] != self._path:
-            raise Superseded(f"{self._path} is no longer the last attempt; another process has the fold run")
-
-    def trained(self, epoch: int) -> None:
-        """Note an epoch as done by this attempt."""
-        self._told |= {"first_epoch": self._told.get("first_epoch", epoch), "last_epoch": epoch}
-        self._write()
-
-    def all(self) -> list[dict[str, Any]]:
-        """What every attempt noted, in order; one whose file is damaged is listed by its number alone."""
-        return [{"attempt": number, **_noted(path)} for number, path in sorted(_attempts(self._path.parent).items())]
-
-    @property
-    def first_began(self) -> float:
-        """When the first attempt began whose file can be read."""
-        return min(attempt["began"] for attempt in [*self.all(), self._told] if "began" in attempt)
-
-    def _write(self) -> None:
-        temporary = self._path.with_name(f"writing-{self._path.name}")
-        temporary.write_text(json.dumps(self._told))
-        os.replace(temporary, self._path)
-
-
-def _attempts(folder: Path) -> dict[int, Path]:
-    return {int(path.stem.split("-")[1]): path for path in folder.glob("attempt-*.json")}
-
-
-def _noted(path: Path) -> dict[str, Any]:
-    try:
-        told = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return told if isinstance(told, dict) else {}
 
 
 def limit_threads(cpus: int) -> None:

@@ -26,11 +26,12 @@ from faults import environment, executions
 from test_engine import SETTINGS, command, lasting, records_of, sweep_file, wait_for
 
 from sweeps.__main__ import main
+from sweeps.attempt import Superseded
 from sweeps.lock import StudyLocked, driver_lock, holder
 from sweeps.records import Record
 from sweeps.spec import load_sweep
 from sweeps.study import make_study, read_study
-from sweeps.trainable import FoldRunTrial, Superseded
+from sweeps.trainable import FoldRunTrial
 
 ONE = """# One variant
 question: Which radius?

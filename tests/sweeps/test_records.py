@@ -9,6 +9,8 @@ import pytest
 
 from guided import config as guided_config
 from guided.config import Config
+from sweeps.__main__ import main
+from sweeps.lock import driver_lock
 from sweeps.records import CorruptRecord, FoldRun, Records
 
 
@@ -139,12 +141,33 @@ def test_a_record_set_aside_is_kept(tmp_path: Path) -> None:
 
 def test_only_what_is_not_needed_is_garbage(tmp_path: Path) -> None:
     records = Records(tmp_path)
-    done, under_way = fold_run(fold=0), fold_run(fold=1)
+    done, under_way, retried = fold_run(fold=0), fold_run(fold=1), fold_run(fold=2)
     for run in (done, under_way):
         records.checkpoint(run.id).mkdir(parents=True)
     write(records, done)
-    (records.folder / ".writing-x-1").mkdir()
-    assert {path.name for path in records.garbage()} == {done.id, ".writing-x-1"}
+    records.write(retried, "failed", reason="out of memory")
+    records.set_aside(retried.id)
+    for name in ("records/.writing-x-1", "ray/busy-1", "ray/idle-2", "studies/busy-1", "studies/idle-2"):
+        (tmp_path / name).mkdir(parents=True)
+    with driver_lock(tmp_path / "studies" / "busy-1"):
+        # A driver is at work: its notes and whatever is being written stay.
+        assert {path.name for path, _ in records.garbage()} == {done.id, "idle-2"}
+    assert {path.name for path, _ in records.garbage()} == {done.id, "idle-2", "busy-1", ".writing-x-1"}
+
+
+def test_gc_frees_what_its_dry_run_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records, run = Records(tmp_path), fold_run()
+    write(records, run)
+    checkpoint = records.checkpoint(run.id)
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "epoch-0.ckpt").write_bytes(bytes(3_000_000))
+    (records.folder / f".writing-{run.id}").write_text("half")
+    assert main(["gc", "--out", str(tmp_path), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "would delete" in told and "2 found, 3 MB" in told and checkpoint.exists()
+    assert main(["gc", "--out", str(tmp_path)]) == 0
+    assert "2 found, 3 MB freed" in capsys.readouterr().out
+    assert not checkpoint.exists() and list(records.folder.iterdir()) == [records.folder / run.id]
 
 
 def test_an_unwritable_target_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_engine import SETTINGS, sweep_file
+
+from sweeps.__main__ import main
+from sweeps.lock import driver_lock
+from sweeps.records import PROGRESS, Records
+from sweeps.spec import load_sweep
+from sweeps.study import Study, make_study
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """Six fold runs of four epochs: one finished, one failed, one under way, three waiting."""
+    sweep = load_sweep(str(sweep_file(tmp_path)), preset="laptop", settings=SETTINGS + " resources.cpus=2")
+    study = make_study(sweep, tmp_path / "out", progress=False)
+    study.write()
+    records = Records(study.out)
+    finished, failed, under_way, *_ = study.fold_runs
+    epoch = {"val/f1_macro": 0.5, "time/train": 100.0, "time/embed": 10.0, "time/validate": 5.0, "time/refresh": 5.0}
+    metrics = {"test/f1_macro": 0.75, "time/total": 500.0}
+    records.write(finished, "finished", metrics=metrics, history=[epoch] * 4)
+    records.write(failed, "failed", reason="MemoryError: provoked (also alone)", history=[epoch])
+    progress = {"epoch": 1, "val_f1": 0.4, "length": 2, "time": time.time(), "seconds": 240.0}
+    records.checkpoint(under_way.id).mkdir(parents=True)
+    (records.checkpoint(under_way.id) / PROGRESS).write_text(json.dumps(progress))
+    return study
+
+
+def told(study: Study, capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    path = str(study.out.parent / "radius.yaml")
+    assert main(["status", path, "--out", str(study.out), *more]) == 0
+    return capsys.readouterr().out
+
+
+def test_states_cost_and_time_left(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    with driver_lock(study.folder):
+        (state,) = json.loads(told(study, capsys, "--json", "--price", "3"))
+    assert state["states"] == {"finished": 1, "running": 1, "failed": 1, "waiting": 3}
+    hours = 2 * (500 + 120 + 240) / 3600
+    assert state["cost"] == pytest.approx({"cpu_hours": hours, "money": 3 * hours})
+    # 860 s for 7 epochs; open: 2 of the one under way, 3 x 4; one at work.
+    assert state["seconds_left"] == pytest.approx(860 / 7 * 14)
+    runs = [run for variant in state["variants"] for run in variant["fold_runs"]]
+    assert [run["test_f1"] for run in runs if run["state"] == "finished"] == [0.75]
+    assert [run["reason"] for run in runs if run["state"] == "failed"] == ["MemoryError: provoked (also alone)"]
+
+
+def test_without_a_driver_nothing_runs(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    (state,) = json.loads(told(study, capsys, "--json"))
+    assert state["driver"] is None and state["seconds_left"] is None
+    assert state["states"] == {"finished": 1, "stopped": 1, "failed": 1, "waiting": 3}
+
+
+def test_a_damaged_record_is_shown_and_the_rest_too(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    (Records(study.out).folder / study.fold_runs[0].id / "record.json").write_text("{")
+    (Records(study.out).checkpoint(study.fold_runs[2].id) / PROGRESS).write_text("{}")
+    (state,) = json.loads(told(study, capsys, "--json"))
+    assert state["states"] == {"damaged": 1, "failed": 1, "waiting": 4}
+
+
+def test_what_a_person_reads(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    with driver_lock(study.folder):
+        text = " ".join(told(study, capsys).split())
+    assert "1/3" in text and "epoch 2/4" in text and "fold 0 failed" in text and "at most" in text
+
+
+def test_reading_writes_nothing(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    def stamps() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in study.out.rglob("*")}
+
+    before = stamps()
+    told(study, capsys)
+    assert stamps() == before
+
+
+def test_watching_ends_with_the_sweep(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    records = Records(study.out)
+    for run in study.fold_runs[2:]:
+        records.write(run, "finished", metrics={"test/f1_macro": 0.5, "time/total": 1.0}, history=[])
+    text = told(study, capsys, "--watch", "0.01")
+    assert "5 finished, 1 failed" in text and f"{np.mean([0.75, 0.5, 0.5]):.3f}" in text
