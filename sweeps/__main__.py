@@ -1,4 +1,4 @@
-"""The command line of the sweeps: list, plan, run, status, gc."""
+"""The command line of the sweeps: list, plan, run, status, refit, gc."""
 
 from __future__ import annotations
 
@@ -64,6 +64,16 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--retry-failed", action="store_true", help="try failed and diverged fold runs again")
             command.add_argument("--uri", help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else OUT/mlflow.db)")
 
+    told = "train one variant on all cells, for as long as its folds took, and write the model file that predicts"
+    refit = commands.add_parser("refit", help=told, description=told)
+    refit.add_argument("sweep", help="name of a sweep that has been run, or the path of its file")
+    refit.add_argument("variant", help="label of the variant as the table shows it, e.g. 'lowpass=0.6'")
+    _add_out(refit)
+    refit.add_argument("--export", type=Path, metavar="FILE", help="copy the model file there as well")
+    refit.add_argument("--study", help="id of a study (default: the one started last)")
+    refit.add_argument("--device", choices=("cpu", "cuda"), help="default: that of the sweep's fold runs")
+    refit.add_argument("--uri", help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else OUT/mlflow.db)")
+
     gc = commands.add_parser("gc", help="free checkpoints that finished fold runs no longer need")
     _add_out(gc)
     gc.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
@@ -79,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     console = Console(highlight=False)
     errors = Console(stderr=True, highlight=False)
-    commands = {"list": _list, "plan": _plan, "run": _run, "status": _status, "gc": _gc}
+    commands = {"list": _list, "plan": _plan, "run": _run, "status": _status, "refit": _refit, "gc": _gc}
     try:
         return commands[given.command](given, console)
     except (ValueError, FileNotFoundError, PermissionError, RuntimeError) as error:
@@ -231,6 +241,46 @@ def _status(given: argparse.Namespace, console: Console) -> int:
 
     name = find_sweep(given.sweep).stem
     return OK if show_status(given.out.absolute(), name, console) else WRONG
+
+
+def _refit(given: argparse.Namespace, console: Console) -> int:
+    from sweeps.refit import find_study, plan_refit, train_refit
+    from sweeps.tracking import FAILURES, default_uri, log_refit
+
+    out = given.out.absolute()
+    refit = plan_refit(find_study(out, Path(given.sweep).stem, given.study), given.variant)
+    console.print(
+        f"[bold]{escape(given.variant)}[/bold] on all {len(refit.rows):,} cells of {escape(refit.study.data.name)}: "
+        f"{len(refit.lengths)} epochs, the median of the best epochs of {len(refit.records)} fold runs; "
+        f"length {refit.lengths[-1]}",
+        soft_wrap=True,
+    )
+    model = train_refit(refit, given.device or refit.study.sweep.resources.device, console)
+    calibration = model.calibration
+    console.print(
+        f"calibrated on {calibration.cells:,} held-out cells: expected calibration error {calibration.error:.3f}"
+    )
+    if given.export is not None:
+        given.export.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(refit.path, given.export)
+    told = given.export or refit.path
+    console.print(
+        f"[dim]model   {escape(str(told))} (use it with `python -m guided predict --model`)[/dim]", soft_wrap=True
+    )
+    uri = given.uri or default_uri(out)
+    try:
+        run_id = log_refit(refit, model, uri)
+    except FAILURES as error:
+        console.print(
+            f"[yellow]MLflow lacks the model[/yellow] ({escape(str(error).strip().splitlines()[0])}); "
+            "the same command writes it later",
+            soft_wrap=True,
+        )
+        return INCOMPLETE
+    console.print(
+        f"[dim]MLflow  runs:/{run_id}/model for mlflow.pytorch.load_model, in {escape(uri)}[/dim]", soft_wrap=True
+    )
+    return OK
 
 
 def _gc(given: argparse.Namespace, console: Console) -> int:
