@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import glob
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
 
+from guided.cli import OK
 from guided.data import SUFFIXES, cut_square, read_image, to_square
-from guided.model import FALSE_ALARMS, GuidedModel
+from guided.model import FALSE_ALARMS, GuidedModel, load_model
 from guided.train import EMBED_BATCH
 
 CHUNK = 4 * EMBED_BATCH  # cells that are decoded while those before them are embedded
@@ -30,6 +38,9 @@ class Cell:
     path: Path
     centre: tuple[float, float] | None = None
 
+
+TABLES = (".csv", ".parquet")
+FIGURES = (".png", ".svg", ".pdf")
 
 Bad = tuple[str, str]  # id, reason
 
@@ -155,15 +166,15 @@ class Decoded:
 
 
 def embedded(
-    model: GuidedModel, cells: Sequence[Cell], *, skip_bad: bool = False, workers: int | None = None
+    model: GuidedModel, cells: Sequence[Cell], *, skip_bad: bool, advance: Callable[[int], None]
 ) -> Iterator[tuple[list[Cell], np.ndarray, list[Bad]]]:
     """Chunk by chunk the cells, their embedding (B, n), and those that were skipped; images are decoded while the
-    network looks at those before them.
+    network looks at those before them. `advance` hears how many cells are done.
 
     Raises BadImages with every unusable one at once unless `skip_bad`: then all are decoded before the first is told.
     """
     bad: list[Bad] = []
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         chunks = [cells[start : start + CHUNK] for start in range(0, len(cells), CHUNK)]
         coming = squares(chunks[0], model.size, model.field, pool)
         for number in range(len(chunks)):
@@ -171,6 +182,7 @@ def embedded(
             if number + 1 < len(chunks):
                 coming = squares(chunks[number + 1], model.size, model.field, pool)
             bad += decoded.bad
+            advance(len(chunks[number]))
             if bad and not skip_bad:
                 continue  # nothing will be told but what is bad
             parts = [
@@ -189,12 +201,12 @@ def predict_cells(
     *,
     skip_bad: bool = False,
     false_alarms: float = FALSE_ALARMS,
-    workers: int | None = None,
+    advance: Callable[[int], None] = lambda cells: None,
 ) -> tuple[pd.DataFrame, list[Bad]]:
     """What `GuidedModel.predict` says of each cell, behind its id, and what was skipped."""
     model.calibration.threshold(false_alarms)  # refused before the first image, not after the last
     tables, skipped = [], []
-    for chunk, embedding, bad in embedded(model, cells, skip_bad=skip_bad, workers=workers):
+    for chunk, embedding, bad in embedded(model, cells, skip_bad=skip_bad, advance=advance):
         table = model.predict(embedding, false_alarms=false_alarms)
         table.insert(0, "id", [cell.id for cell in chunk])
         tables.append(table)
@@ -203,25 +215,20 @@ def predict_cells(
 
 
 def embed_cells(
-    model: GuidedModel, cells: Sequence[Cell], *, skip_bad: bool = False, workers: int | None = None
+    model: GuidedModel,
+    cells: Sequence[Cell],
+    *,
+    skip_bad: bool = False,
+    advance: Callable[[int], None] = lambda cells: None,
 ) -> tuple[pd.DataFrame, list[Bad]]:
     """The embedding of each cell, a column a component, behind its id, and what was skipped."""
     tables, skipped = [], []
-    for chunk, embedding, bad in embedded(model, cells, skip_bad=skip_bad, workers=workers):
+    for chunk, embedding, bad in embedded(model, cells, skip_bad=skip_bad, advance=advance):
         table = pd.DataFrame(embedding, columns=[f"p{component}" for component in range(embedding.shape[1])])
         table.insert(0, "id", [cell.id for cell in chunk])
         tables.append(table)
         skipped += bad
     return pd.concat(tables, ignore_index=True), skipped
-
-
-TABLES = (".csv", ".parquet")
-
-
-def check_table(path: Path) -> None:
-    """Raise ValueError for a file that `write_table` would not write."""
-    if path.suffix.lower() not in TABLES:
-        raise ValueError(f"{path} is neither .csv nor .parquet")
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
@@ -268,6 +275,72 @@ def draw_cells(table: pd.DataFrame, model: GuidedModel, path: Path) -> None:
     axes.legend(title="lineage", fontsize=8, loc="best")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+# --- on the command line --------------------------------------------------------------------------------------------
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `embed` and `predict` to the commands of `python -m guided`."""
+    for name, told in (
+        ("predict", "class, confidence, place in the guide, lineage and maturity of new cells, by a refitted model"),
+        ("embed", "the embedding of new cells by a refitted model"),
+    ):
+        command = commands.add_parser(name, help=told, description=told)
+        command.add_argument(
+            "images", nargs="+", metavar="IMAGES", help="images, folders, patterns, or manifests (.csv with path)"
+        )
+        command.add_argument(
+            "--model", required=True, type=Path, metavar="FILE", help="written by `sweeps refit … --export FILE`"
+        )
+        command.add_argument("--out", type=Path, metavar="FILE", help=".csv or .parquet (default: CSV to the terminal)")
+        command.add_argument("--skip-bad", action="store_true", help="go on without images that cannot be read")
+        command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+        if name == "predict":
+            command.add_argument("--figure", type=Path, metavar="FILE", help="draw where they lie (.png, .svg or .pdf)")
+            command.add_argument(
+                "--false-alarms",
+                type=float,
+                default=FALSE_ALARMS,
+                metavar="SHARE",
+                help="share of cells like those seen that may be called unlike them (default: %(default)s)",
+            )
+
+
+def run_command(given: argparse.Namespace, console: Console) -> int:
+    """Run `embed` or `predict`. Tables go to the file or the standard output, everything said to `console`."""
+    figure = given.figure if given.command == "predict" else None
+    if given.out is not None and given.out.suffix.lower() not in TABLES:
+        raise ValueError(f"{given.out} cannot be written: a table is {' or '.join(TABLES)}")
+    if figure is not None and figure.suffix.lower() not in FIGURES:
+        raise ValueError(f"{figure} cannot be drawn: a figure is {', '.join(FIGURES)}")
+    if given.device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("device cuda was asked for, but this process sees no CUDA device; leave out --device")
+    model = load_model(given.model, given.device)
+    cells = find_cells(given.images)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(given.command, total=len(cells))
+        advance = partial(bar.advance, task)
+        if given.command == "embed":
+            table, skipped = embed_cells(model, cells, skip_bad=given.skip_bad, advance=advance)
+        else:
+            alarms = given.false_alarms
+            table, skipped = predict_cells(model, cells, skip_bad=given.skip_bad, false_alarms=alarms, advance=advance)
+    for name, reason in skipped:
+        console.print(f"[yellow]skipped[/yellow] {escape(name)}: {escape(reason)}", soft_wrap=True)
+    if given.out is None:
+        sys.stdout.write(table.to_csv(index=False, float_format="%.6g"))
+    else:
+        write_table(table, given.out)
+        console.print(f"[dim]wrote {escape(str(given.out))}[/dim]", soft_wrap=True)
+    if figure is not None:
+        draw_cells(table, model, figure)
+        console.print(f"[dim]wrote {escape(str(figure))}[/dim]", soft_wrap=True)
+    told = f"{len(table):,} cells" + (f", {len(skipped):,} skipped" if skipped else "")
+    if given.command == "predict":
+        told += f"; {int(table['unlike'].sum()):,} unlike anything seen"
+    console.print(told)
+    return OK
 
 
 # Wong (2011), told apart by colour-blind eyes too.
