@@ -175,7 +175,8 @@ class GuidedModel:
                 f"this model takes uint8 (B, {self.size}, {self.size}, 3)"
             )
         device = next(self.net.parameters()).device
-        embedded: np.ndarray = self.net(torch.from_numpy(pixels).to(device)).cpu().numpy()
+        given = torch.from_numpy(np.require(pixels, requirements="CW"))  # copies what is only mapped
+        embedded: np.ndarray = self.net(given.to(device)).cpu().numpy()
         return embedded
 
     def predict(self, embedding: np.ndarray, *, false_alarms: float = FALSE_ALARMS) -> pd.DataFrame:
@@ -256,7 +257,7 @@ def save_model(model: GuidedModel, path: Path) -> str:
             "name": guide.name,
             "classes": list(guide.classes),
             "lineages": list(guide.lineages),
-            "stages": list(guide.stages),
+            "stages": [float(stage) for stage in guide.stages],
         },
         "calibration": {
             "temperature": calibration.temperature,
@@ -312,9 +313,7 @@ def load_model(path: Path, device: str = "cpu") -> GuidedModel:
     except FileNotFoundError:
         raise ValueError(f"no model file {path}; `sweeps refit SWEEP VARIANT --export {path}` writes one") from None
     except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error):
-        raise ValueError(
-            f"{path} is no model file, or it is damaged; `sweeps refit … --export FILE` writes one"
-        ) from None
+        raise ValueError(f"{path} is no model file, or damaged; `sweeps refit … --export FILE` writes one") from None
     if _digest(arrays) != digest:
         raise ValueError(f"the model file {path} has been altered: its content is not that of its digest")
     try:

@@ -189,8 +189,8 @@ def embedded(
                 model.embed(decoded.pixels[start : start + EMBED_BATCH])
                 for start in range(0, len(decoded.pixels), EMBED_BATCH)
             ]
-            if parts:
-                yield decoded.cells, np.concatenate(parts), decoded.bad
+            empty = np.empty((0, model.anchors.shape[1]), dtype=np.float32)
+            yield decoded.cells, np.concatenate([empty, *parts]), decoded.bad
     if bad and (not skip_bad or len(bad) == len(cells)):
         raise BadImages(bad)
 
@@ -207,10 +207,11 @@ def predict_cells(
     model.calibration.threshold(false_alarms)  # refused before the first image, not after the last
     tables, skipped = [], []
     for chunk, embedding, bad in embedded(model, cells, skip_bad=skip_bad, advance=advance):
-        table = model.predict(embedding, false_alarms=false_alarms)
-        table.insert(0, "id", [cell.id for cell in chunk])
-        tables.append(table)
         skipped += bad
+        if chunk:
+            table = model.predict(embedding, false_alarms=false_alarms)
+            table.insert(0, "id", [cell.id for cell in chunk])
+            tables.append(table)
     return pd.concat(tables, ignore_index=True), skipped
 
 
@@ -269,6 +270,7 @@ def draw_cells(table: pd.DataFrame, model: GuidedModel, path: Path) -> None:
     for label, point in zip(guide.classes, guide.points, strict=True):
         told = axes.annotate(label.replace("_", " "), point, (6, 6), textcoords="offset points", fontsize=8, zorder=5)
         told.set_bbox({"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1})
+    axes.margins(0.2)  # room for the names
     axes.set_aspect("equal", adjustable="datalim")
     outside = int(table["unlike"].sum())
     axes.set_title(f"{len(table):,} cells in the guide {guide.name!r}; {outside:,} unlike anything seen (crosses)")
