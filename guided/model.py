@@ -175,7 +175,7 @@ class GuidedModel:
                 f"this model takes uint8 (B, {self.size}, {self.size}, 3)"
             )
         device = next(self.net.parameters()).device
-        given = torch.from_numpy(np.require(pixels, requirements="CW"))  # copies what is only mapped
+        given = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))  # copies what is only mapped
         embedded: np.ndarray = self.net(given.to(device)).cpu().numpy()
         return embedded
 

@@ -16,6 +16,7 @@ import queue
 import subprocess
 import threading
 import time
+import warnings
 from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
@@ -283,7 +284,9 @@ def _log_network(refit: Refit, model: GuidedModel, run_id: str, uri: str) -> Non
     pixels, length = TensorSpec(np.dtype(np.float32), (-1, *example.shape[1:])), refit.lengths[-1]
     embedding = TensorSpec(np.dtype(np.float32), (-1, length))
     mlflow.set_tracking_uri(uri)
-    with mlflow.start_run(run_id=run_id):
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        # torch packs views of one storage together and asks about a case that is none: the weights are on the CPU.
+        warnings.filterwarnings("ignore", message="No complete tensor found in the group")
         mlflow.pytorch.log_model(
             model.net,
             name=schema.MODEL,
