@@ -21,6 +21,8 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.spatial.distance import pdist
+from scipy.special import expit, logit
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from guided.backbone import TRUNKS, EmbeddingNet, restored
@@ -51,9 +53,15 @@ class Calibration:
     """What held-out cells say of confidence and distance, in units of `unit` and so for any network of the variant."""
 
     temperature: float  # of squared distances
+    slope: float  # from the log-odds of the class's share to those of being right
+    offset: float
     distances: np.ndarray  # (Q,) quantiles 0..1 of the distance to the nearest anchor, ascending
     cells: int
-    error: float  # expected calibration error of each fold's cells under the temperature of the other folds
+    error: float  # expected calibration error of each fold's cells, calibrated on the other folds
+
+    def confidence(self, squared: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        """Probability (N,) that the classes `predicted` (N,) are right, from squared distances (N, C) in units²."""
+        return expit(self.offset + self.slope * _log_odds(squared, self.temperature, predicted))
 
     def threshold(self, false_alarms: float) -> float:
         """Distance that the share `false_alarms` of the held-out cells exceeds. Raises ValueError for a share that so
@@ -82,31 +90,51 @@ def _relative(embedding: np.ndarray, anchors: np.ndarray) -> np.ndarray:
 
 
 def calibrate(folds: Sequence[HeldOut]) -> Calibration:
-    """Temperature and distances from the held-out cells of all fold runs of a variant.
+    """What the held-out cells of all fold runs of a variant say of confidence and distance.
 
-    The temperature is that of `guided.metrics.fit_temperature`, on the cells of all folds together; folds have
-    embeddings of their own, so their distances meet in units of each one's scale. Raises ValueError for fewer than two
-    folds: the error is that of cells whose fold had no part in the temperature.
+    Two steps, both on the cells of all folds together: the temperature of `guided.metrics.fit_temperature`, then Platt
+    scaling (Platt 1999) from the share of the predicted class to how often it is right. The temperature alone is far
+    too careful: the classifier is more than the nearest class mean (NOTES.md). Folds have embeddings of their own, so
+    their distances meet in units of each one's scale. Raises ValueError for fewer than two folds: the error is that of
+    cells whose fold had no part in the calibration.
     """
     if len(folds) < 2:
         raise ValueError(f"held-out cells of {len(folds)} fold run(s); a calibration needs those of two or more")
     squared = [_relative(fold.embedding, fold.anchors) for fold in folds]
-    labels = [fold.labels for fold in folds]
     confidence = []
     for left_out, fold in enumerate(folds):
         others = [index for index in range(len(folds)) if index != left_out]
-        temperature = fit_temperature(
-            np.concatenate([squared[i] for i in others]), np.concatenate([labels[i] for i in others])
-        )
-        confidence.append(confidences(squared[left_out], temperature, fold.predicted))
+        fitted = _calibrated([folds[i] for i in others], [squared[i] for i in others], error=np.nan)
+        confidence.append(fitted.confidence(squared[left_out], fold.predicted))
     right = np.concatenate([fold.labels == fold.predicted for fold in folds])
-    nearest = np.sqrt(np.concatenate([part.min(1) for part in squared]))
-    return Calibration(
-        temperature=fit_temperature(np.concatenate(squared), np.concatenate(labels)),
-        distances=np.quantile(nearest, np.linspace(0, 1, QUANTILES)),
-        cells=len(nearest),
-        error=calibration_error(np.concatenate(confidence), right),
+    return _calibrated(folds, squared, error=calibration_error(np.concatenate(confidence), right))
+
+
+def _calibrated(folds: Sequence[HeldOut], squared: Sequence[np.ndarray], error: float) -> Calibration:
+    together = np.concatenate(squared)
+    labels = np.concatenate([fold.labels for fold in folds])
+    predicted = np.concatenate([fold.predicted for fold in folds])
+    temperature = fit_temperature(together, labels)
+    slope, offset = _platt(_log_odds(together, temperature, predicted), labels == predicted)
+    nearest = np.sqrt(together.min(1))
+    distances = np.quantile(nearest, np.linspace(0, 1, QUANTILES))
+    return Calibration(temperature, slope, offset, distances, len(nearest), error)
+
+
+def _log_odds(squared: np.ndarray, temperature: float, predicted: np.ndarray) -> np.ndarray:
+    """Log-odds (N,) of the share of the predicted class; shares of 0 and 1 stay finite."""
+    return logit(np.clip(confidences(squared, temperature, predicted), 1e-9, 1 - 1e-9))
+
+
+def _platt(odds: np.ndarray, right: np.ndarray) -> tuple[float, float]:
+    """Slope and offset of the logistic regression of `right` (N,) on `odds` (N,), with Platt's targets just inside 0
+    and 1: they keep it finite where every cell is right."""
+    hits, misses = np.count_nonzero(right), np.count_nonzero(~right)
+    target = np.where(right, (hits + 1) / (hits + 2), 1 / (misses + 2))
+    fitted = LogisticRegression(C=np.inf, max_iter=1000).fit(
+        np.tile(odds, 2)[:, None], np.repeat([True, False], len(odds)), np.concatenate([target, 1 - target])
     )
+    return float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
 
 
 def map_to_guide(embedding: np.ndarray, labels: np.ndarray, points: np.ndarray, *, on_drawing: bool) -> np.ndarray:
@@ -182,11 +210,12 @@ class GuidedModel:
     def predict(self, embedding: np.ndarray, *, false_alarms: float = FALSE_ALARMS) -> pd.DataFrame:
         """One row for each row of an embedding (N, n):
 
-        class, and score: that of the classifier, comparable within the cell only; confidence: calibrated probability
-        that the class is right, where the cell is like those seen; x, y: position in the guide's drawing; lineage of
-        the class; maturity: stages along the line through the class means of that lineage, continuous between two
-        stages (NaN for a lineage of one stage); distance to the nearest class mean in units of the distance between
-        classes; unlike: whether it is beyond that of all but `false_alarms` of the held-out cells.
+        class, and score: that of the classifier, comparable within the cell only; confidence: probability that the
+        class is right, calibrated on held-out cells and so meant for cells like those; x, y: position in the guide's
+        drawing; lineage of the class; maturity: stages along the line through the class means of that lineage,
+        continuous between two stages and at most half a step beyond its ends (NaN for a lineage of one stage);
+        distance to the nearest class mean in units of the distance between classes; unlike: whether it is beyond that
+        of all but `false_alarms` of the held-out cells.
         """
         scores = self.classifier.scores(embedding)
         predicted = scores.argmax(1)
@@ -197,12 +226,15 @@ class GuidedModel:
         maturity = np.full(len(embedding), np.nan)
         for name, path in lineage_paths(self.anchors, self.guide.lineages, self.guide.stages).items():
             rows = lineage == name
-            maturity[rows] = path.maturity(embedding[rows])
+            # The line goes on beyond its ends, where nothing was seen: a class reaches half way to a next one.
+            first, last = path.stages[0], path.stages[-1]
+            lowest, highest = first - (path.stages[1] - first) / 2, last + (last - path.stages[-2]) / 2
+            maturity[rows] = np.clip(path.maturity(embedding[rows]), lowest, highest)
         return pd.DataFrame(
             {
                 "class": np.array(self.classes)[predicted],
                 "score": scores[np.arange(len(scores)), predicted],
-                "confidence": confidences(squared, self.calibration.temperature, predicted),
+                "confidence": self.calibration.confidence(squared, predicted),
                 "x": place[:, 0],
                 "y": place[:, 1],
                 "lineage": lineage,
@@ -261,6 +293,8 @@ def save_model(model: GuidedModel, path: Path) -> str:
         },
         "calibration": {
             "temperature": calibration.temperature,
+            "slope": calibration.slope,
+            "offset": calibration.offset,
             "cells": calibration.cells,
             "error": calibration.error,
         },
@@ -354,7 +388,12 @@ def _from_file(told: dict[str, Any], arrays: dict[str, np.ndarray], device: str)
         anchors=arrays["anchors"],
         to_guide=arrays["to_guide"],
         calibration=Calibration(
-            calibration["temperature"], arrays["distances"], int(calibration["cells"]), calibration["error"]
+            temperature=float(calibration["temperature"]),
+            slope=float(calibration["slope"]),
+            offset=float(calibration["offset"]),
+            distances=arrays["distances"],
+            cells=int(calibration["cells"]),
+            error=float(calibration["error"]),
         ),
         about=told["about"],
     )

@@ -17,10 +17,12 @@ from guided import classify
 from guided.backbone import EmbeddingNet
 from guided.config import Backbone, Classifier
 from guided.guide import EmbeddingGuide
+from guided.metrics import calibration_error
 from guided.model import (
     Calibration,
     GuidedModel,
     HeldOut,
+    _relative,
     calibrate,
     load_model,
     make_model,
@@ -41,8 +43,8 @@ def cells(spread: float, each: int = 30, seed: int = 0) -> tuple[np.ndarray, np.
     return np.pad(POINTS[labels], ((0, 0), (0, 1))) + spread * rng.standard_normal((len(labels), 3)), labels
 
 
-def held_out(seed: int, scale: float = 1.0) -> HeldOut:
-    embedding, labels = cells(1.0, seed=seed)
+def held_out(seed: int, scale: float = 1.0, each: int = 30) -> HeldOut:
+    embedding, labels = cells(1.0, each, seed)
     anchors = np.pad(POINTS, ((0, 0), (0, 1)))
     predicted = np.array([int(np.argmin([np.linalg.norm(p - a) for a in anchors])) for p in embedding])
     return HeldOut(scale * embedding, labels, predicted, scale * anchors)
@@ -89,6 +91,14 @@ def test_maturity_runs_on_between_two_stages_and_only_where_a_lineage_has_two(mo
     assert told["maturity"].to_numpy() == pytest.approx([1.0, 1.5, 2.0, 2.5, 3.0], abs=1e-5)
     alone = model.predict(model.anchors[[0, 3]].astype(np.float32))
     assert alone["maturity"].isna().all()
+
+
+def test_maturity_ends_half_a_step_beyond_the_ends_of_a_lineage(model: GuidedModel) -> None:
+    young, old = model.anchors[1], model.anchors[2]
+    beyond = np.array([young - 0.1 * (old - young), old + 3 * (old - young)], dtype=np.float32)
+    told = model.predict(beyond)
+    assert told["lineage"].tolist() == ["arm", "arm"]
+    assert told["maturity"].to_numpy() == pytest.approx([0.8, 4.0], abs=1e-5)  # one step is 2 stages
 
 
 def test_a_cell_far_from_all_classes_is_unlike_anything_seen(model: GuidedModel) -> None:
@@ -164,6 +174,25 @@ def test_temperature_and_distances_are_those_of_the_held_out_cells() -> None:
         assert beyond == pytest.approx(rate, abs=1 / 240)
 
 
+def test_confidence_is_as_often_right_as_it_says() -> None:
+    calibration = calibrate([held_out(1, each=300), held_out(2, each=300)])
+    fresh = [held_out(3, each=1000)]
+    confidence = np.concatenate(
+        [calibration.confidence(_relative(fold.embedding, fold.anchors), fold.predicted) for fold in fresh]
+    )
+    right = np.concatenate([fold.labels == fold.predicted for fold in fresh])
+    assert calibration_error(confidence, right) < 0.05
+    assert confidence.mean() == pytest.approx(right.mean(), abs=0.03)
+
+
+def test_cells_that_are_all_right_leave_the_confidence_finite() -> None:
+    embedding, labels = cells(0.01)
+    sure = HeldOut(embedding, labels, labels, np.pad(POINTS, ((0, 0), (0, 1))))
+    calibration = calibrate([sure, sure])
+    confidence = calibration.confidence(_relative(sure.embedding, sure.anchors), sure.predicted)
+    assert np.isfinite([calibration.slope, calibration.offset]).all() and (confidence > 0.9).all()
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.floats(1e-3, 1e3))
 def test_the_scale_of_a_fold_means_nothing(scale: float) -> None:
@@ -173,7 +202,7 @@ def test_the_scale_of_a_fold_means_nothing(scale: float) -> None:
 
 
 def test_rates_that_the_cells_cannot_tell_are_refused() -> None:
-    calibration = Calibration(1.0, np.linspace(0, 1, 5), 100, 0.0)
+    calibration = Calibration(1.0, 1.0, 0.0, np.linspace(0, 1, 5), 100, 0.0)
     with pytest.raises(ValueError, match=r"100 held-out cells can tell rates from 0\.01"):
         calibration.threshold(0.001)
     with pytest.raises(ValueError, match="a false-alarm rate of 1 "):
