@@ -66,6 +66,7 @@ class Dataset:
     fingerprint: str  # 16 hex digits of everything above that may change a result
     directory: Path  # of the cache
     notes: tuple[str, ...]  # what a reader of results must know
+    field: float | None = None  # source px that became `size` px; None: a cache written before it was kept
 
     @classmethod
     def open(cls, directory: Path, *, verify: bool = False) -> Dataset:
@@ -103,6 +104,7 @@ class Dataset:
             fingerprint=meta["fingerprint"],
             directory=directory,
             notes=tuple(meta["notes"]),
+            field=meta.get("field"),
         )
 
 
@@ -202,6 +204,7 @@ def _store(
     labels: np.ndarray,
     classes: Sequence[str],
     ids: np.ndarray,
+    field: float,
     region: np.ndarray | None = None,
     patient: np.ndarray | None = None,
     maturity: np.ndarray | None = None,
@@ -225,6 +228,7 @@ def _store(
         "classes": list(classes),
         "fingerprint": fingerprint,
         "notes": list(notes),
+        "field": field,
         "images_bytes": (scratch / "images.npy").stat().st_size,
         "table_bytes": (scratch / "table.npz").stat().st_size,
         "table": hashlib.sha256((scratch / "table.npz").read_bytes()).hexdigest(),
@@ -271,6 +275,7 @@ def _synthetic(config: Data, cache: Path) -> Dataset:
             labels=marrow.labels,
             classes=marrow.classes,
             ids=np.array([f"cell-{number:06d}" for number in range(config.cells)]),
+            field=float(config.size),
             region=marrow.region,
             patient=marrow.patient,
             maturity=marrow.maturity,
@@ -292,7 +297,8 @@ def _medmnist(path: Path, config: Data, cache: Path) -> Dataset:
     names = [known[n] if 0 <= n < len(known) else str(n) for n in present.tolist()]
     labels = np.searchsorted(present, numbers)
     kept = _limited(labels, ids, config)
-    scale = config.size / (config.field or max(images[0].shape[:2]))
+    field = float(config.field or max(images[0].shape[:2]))
+    scale = config.size / field
     _check_space(cache, len(kept) * config.size**2 * 3)
     with _scratch(cache) as scratch:
         out = np.lib.format.open_memmap(
@@ -302,7 +308,7 @@ def _medmnist(path: Path, config: Data, cache: Path) -> Dataset:
             out[row] = to_square(Image.fromarray(images[source]).convert("RGB"), scale, config.size)
         out.flush()
         name = path.stem + (f" (at most {config.limit} a class)" if config.limit else "")
-        return _store(cache, key, scratch, name=name, labels=labels[kept], classes=names, ids=ids[kept])
+        return _store(cache, key, scratch, name=name, labels=labels[kept], classes=names, ids=ids[kept], field=field)
 
 
 def _read_npz(path: Path) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
@@ -781,6 +787,7 @@ def _decode(
             labels=np.array([number_of[label] for label in labels], dtype=np.int64),
             classes=classes,
             ids=np.array([row.id for row in kept]),
+            field=field,
             region=_column(kept, "region"),
             patient=_column(kept, "patient"),
             notes=notes,

@@ -129,11 +129,17 @@ def shipped_guides() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
+def own_guides() -> dict[str, Path]:
+    """Name and file of every guide in ./guides, the working directory's."""
+    return {path.stem: path for path in sorted(Path("guides").glob("*.yaml"))}
+
+
 def load_guide(config: GuidePoints, classes: Sequence[str]) -> EmbeddingGuide:
     """The guide of a variant: found, restricted to `classes`, transformed, in the order of `classes`, at its radius.
 
-    `auto` takes the shipped guide that covers all classes, and raises ValueError naming what each one lacks otherwise.
-    The transform sees the classes in the order of the guide file: the order of the data moves no class.
+    `auto` takes the first guide that covers all classes, those in ./guides before the shipped ones, and raises
+    ValueError naming what each one lacks otherwise. The transform sees the classes in the order of the guide file: the
+    order of the data moves no class.
     """
     found = _found(config.file, classes)
     present = found.restricted(classes).restricted([label for label in found.classes if label in classes])
@@ -141,19 +147,21 @@ def load_guide(config: GuidePoints, classes: Sequence[str]) -> EmbeddingGuide:
 
 
 def _found(file: str, classes: Sequence[str]) -> EmbeddingGuide:
+    # Yours before one of the same name in the package, and before a path.
+    known = own_guides() | {name: SHIPPED / f"{name}.yaml" for name in shipped_guides() if name not in own_guides()}
     if file != "auto":
-        return read_guide(SHIPPED / f"{file}.yaml" if file in shipped_guides() else Path(file))
+        return read_guide(known.get(file, Path(file)))
     lacking = {}
-    for name in shipped_guides():
-        guide = read_guide(SHIPPED / f"{name}.yaml")
+    for name, path in known.items():
+        guide = read_guide(path)
         absent = [label for label in classes if label not in guide.classes]
         if not absent:
             return guide
         lacking[name] = absent
     told = "; ".join(f"{name!r} lacks {', '.join(absent)}" for name, absent in lacking.items())
     raise ValueError(
-        f"no shipped guide has a point for every class: {told}. Draw one (a YAML file with "
-        "`classes: {label: {x: …, y: …}}`) and name it with guide.file"
+        f"no guide at hand has a point for every class: {told}. Draw one (a YAML file with "
+        "`classes: {label: {x: …, y: …}}`), put it into ./guides, or name it with guide.file"
     )
 
 
