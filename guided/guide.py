@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -87,11 +87,26 @@ class EmbeddingGuide:
         )
 
 
+class Drawing(NamedTuple):
+    """The entries of a guide file as they stand there: points that EmbeddingGuide refuses can still be looked at."""
+
+    name: str
+    classes: tuple[str, ...]
+    points: np.ndarray  # (C, 2) float64
+    lineages: tuple[str, ...]
+    stages: tuple[float, ...]
+
+
 def read_guide(path: Path) -> EmbeddingGuide:
     """Read a guide file: `name` and `classes: {label: {x, y, lineage, stage}}`; lineage and stage may be left out.
 
     Raises ValueError naming the file and the class for anything else.
     """
+    return EmbeddingGuide(*read_drawing(path))
+
+
+def read_drawing(path: Path) -> Drawing:
+    """The entries of a guide file, its points unjudged. Raises ValueError as `read_guide` does for what is no guide."""
     try:
         content = read_yaml(path)
     except FileNotFoundError:
@@ -108,7 +123,8 @@ def read_guide(path: Path) -> EmbeddingGuide:
         lineages.append(lineage)
         stages.append(stage)
     name = str(content.get("name", path.stem))
-    return EmbeddingGuide(name, tuple(labels), np.array(points, dtype=np.float64), tuple(lineages), tuple(stages))
+    drawn = np.array(points, dtype=np.float64).reshape(-1, 2)
+    return Drawing(name, tuple(labels), drawn, tuple(lineages), tuple(stages))
 
 
 def _entry(path: Path, label: Any, entry: Any) -> tuple[float, float, str, float]:

@@ -62,7 +62,10 @@ def parser() -> argparse.ArgumentParser:
             dest="settings",
             help="settings over preset and sweep file, e.g. 'train.epochs=4 guide.radius=2 data.size=32'",
         )
-        command.add_argument("--data", help="manifest (.csv) or MedMNIST file (.npz); default: the synthetic marrow")
+        command.add_argument(
+            "--data",
+            help="manifest (.csv), folder per class, .parquet or MedMNIST file (.npz); default: synthetic marrow",
+        )
         command.add_argument("--limit", type=int, help="at most so many cells per class, a seeded sample")
         command.add_argument("--where", help="rows of the manifest to use, e.g. \"acquisition == 'A'\"")
         command.add_argument("--skip-bad", action="store_true", help="go on without rows that cannot be read")
