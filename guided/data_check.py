@@ -426,19 +426,19 @@ def _about_twins(report: DataReport) -> list[Remark]:
         )
         other = next(row for row, label in enumerate(first.labels) if label != first.labels[0])
         told = (
-            f"{len(contradictory)} sets of duplicates have more than one label, e.g. {first.ids[0]} "
+            f"sets of duplicates with more than one label: {len(contradictory)}, e.g. {first.ids[0]} "
             f"({first.labels[0]}) and {first.ids[other]} ({first.labels[other]})"
         )
         found.append(Remark("wrong", told, "one of the labels is wrong, and no classifier can satisfy both"))
     for column in dict.fromkeys(group.column for group in report.groups):
         across = sum(column in each.columns for each in report.twins)
         if across:
-            told = f"{across} sets of duplicates lie in more than one {column}"
+            told = f"sets of duplicates in more than one {column}: {across}"
             found.append(Remark("wrong", told, f"folds by {column} would test on cells that were trained on"))
     if report.twins:
         cells = sum(len(each.ids) for each in report.twins)
         exact = sum(each.exact for each in report.twins)
-        told = f"{cells} cells are duplicates of another ({len(report.twins)} sets, {exact} equal pixel by pixel)"
+        told = f"{cells} cells are duplicates of each other (sets: {len(report.twins)}, equal pixel by pixel: {exact})"
         found.append(
             Remark("doubtful", told, "folds by single cell test on cells that were trained on; keep one of each")
         )

@@ -103,7 +103,7 @@ def _tell_folds(report: DataReport, console: Console) -> None:
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("folds by", no_wrap=True)
-    for name in ("groups", "at most", "here", "lack a class", "leaks: patient", "region", "duplicate"):
+    for name in ("groups", "at most", "told for", "lack a class", "leaks: patient", "region", "duplicate"):
         table.add_column(name, justify="right")
     for way in report.folds:
         by = "single cell" if way.group == "none" else way.group

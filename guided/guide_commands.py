@@ -192,7 +192,7 @@ def _compare(given: argparse.Namespace, console: Console) -> int:
     for name, only in ((first.name, told.only_first), (second.name, told.only_second)):
         if only:
             console.print(f"only in {escape(name)}: {escape(', '.join(only))}", soft_wrap=True)
-    turned = f"turned by {told.turned:.0f}° " + ("and mirrored " if told.mirrored else "")
+    turned = ("mirrored, " if told.mirrored else "") + f"turned by {round(told.turned)}° "
     console.print(
         f"{escape(second.name)} {turned}and scaled by {1 / told.scale:.2f} lies on {escape(first.name)} but for "
         f"{told.disparity:.1%} of its spread (Procrustes)",
@@ -203,11 +203,15 @@ def _compare(given: argparse.Namespace, console: Console) -> int:
         f"{told.rank_correlation_l1:.3f}",
         soft_wrap=True,
     )
+    changes = [change for change in told.changes[:SHOWN] if abs(change.after - change.before) >= 0.005]
+    if not changes:
+        console.print("no distance between two classes differs")
+        return OK
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("most changed pairs")
     for name in (first.name, second.name):
         table.add_column(f"in {escape(name)}", justify="right")
-    for change in told.changes[:SHOWN]:
+    for change in changes:
         table.add_row(escape(" – ".join(change.classes)), f"{change.before:.2f}", f"{change.after:.2f}")
     console.print(table)
     console.print("distances in units of the mean distance of each guide")

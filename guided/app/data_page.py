@@ -7,14 +7,11 @@ import io
 from collections.abc import Iterable, Sequence
 from html import escape
 
-import numpy as np
 from PIL import Image
 
-from guided.data_check import TILE, DataReport, FoldWay, Group, Twins
+from guided.data_check import DataReport, FoldWay, Group, Twins
 
 SHOWN = 50  # rows of a long table
-GAP = 2  # px between the tiles of a montage
-COLUMNS = 12
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2327; --soft: #5d676f; --line: #d9dee2; --page: #fff; --card: #f5f7f8;
@@ -39,7 +36,9 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; wh
 .bar { display: inline-block; height: .7rem; background: #0072B2; vertical-align: middle; min-width: 1px; }
 .swatch { display: inline-block; width: 1.1rem; height: 1.1rem; border: 1px solid var(--line); vertical-align: middle; }
 figure { margin: 0 0 1.2rem; } figcaption { margin-bottom: .3rem; }
-figure img { max-width: 100%; height: auto; display: block; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(60px, 1fr)); gap: 2px; }
+.tiles img { width: 100%; aspect-ratio: 1; object-fit: contain; display: block; }
+@media (max-width: 500px) { table { font-size: .82rem; } th, td { padding-right: .5rem; } }
 """
 
 
@@ -118,7 +117,7 @@ def _folds(ways: Sequence[FoldWay]) -> str:
         )
         for way in ways
     ]
-    head = ("folds by", "groups", "folds at most", "here", "lack a class", "patient", "region", "duplicate")
+    head = ("folds by", "groups", "at most", "told for", "lack a class", "patient", "region", "duplicate")
     return (
         "<h2>Folds</h2><p class=soft>The last three columns are what leaks: the share of test cells whose patient, "
         "region or duplicate stands in training too.</p>" + _table(head, rows, (1, 2, 3, 4, 5, 6, 7))
@@ -182,25 +181,13 @@ def _unreadable(report: DataReport) -> str:
 def _montages(report: DataReport) -> str:
     figures = [
         f"<figure><figcaption><b>{escape(label)}</b> <span class=soft>{report.classes[label]:,} cells</span>"
-        f"</figcaption>"
-        f'<img alt="{len(tiles)} cells of {escape(label)}" src="{_montage(tiles)}"></figure>'
+        f"</figcaption><div class=tiles>{''.join(map(_picture, tiles))}</div></figure>"
         for label, tiles in report.montage.items()
     ]
     return f"<h2>What the cells look like</h2>{''.join(figures)}"
 
 
-def _montage(tiles: Sequence[Image.Image]) -> str:
-    """A data: URI of the tiles in rows, those of other sizes centred on the colour of their border."""
-    step = TILE + GAP
-    columns = min(COLUMNS, len(tiles))
-    rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * step - GAP, rows * step - GAP), (255, 255, 255))
-    for number, tile in enumerate(tiles):
-        pixels = np.asarray(tile)
-        border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-        square = Image.new("RGB", (TILE, TILE), tuple(int(value) for value in np.median(border, axis=0)))
-        square.paste(tile, ((TILE - tile.width) // 2, (TILE - tile.height) // 2))
-        sheet.paste(square, (number % columns * step, number // columns * step))
+def _picture(tile: Image.Image) -> str:
     file = io.BytesIO()
-    sheet.save(file, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    tile.save(file, "JPEG", quality=85)
+    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'

@@ -87,32 +87,55 @@ function build() {
   });
 }
 
+// Boxes in units: [left, top, right, bottom].
+const meet = (one, other) => one[0] < other[2] && other[0] < one[2] && one[1] < other[3] && other[1] < one[3];
+
+function place(node, [x, y], taken, tile) {
+  // The side that leads away from the middle first; then wherever nothing is covered and nothing is cut off.
+  const gap = 11 * unit;
+  const length = node.text.getComputedTextLength() + (tile ? tile + 4 * unit : 0);
+  const height = Math.max(tile, 15 * unit);
+  const right = [x + gap, y - height / 2, x + gap + length, y + height / 2];
+  const left = [x - gap - length, y - height / 2, x - gap, y + height / 2];
+  const middle = Math.max(-HALF, Math.min(HALF - length, x - length / 2));
+  const below = [middle, y + gap, middle + length, y + gap + height];
+  const above = [middle, y - gap - height, middle + length, y - gap];
+  const sides = x >= -1e-6 ? [right, left, below, above] : [left, right, below, above];
+  const inside = sides.filter((box) => box[0] >= -HALF && box[2] <= HALF);
+  const hits = (box) => taken.filter((other) => meet(box, other)).length;
+  return inside.reduce((best, box) => (hits(box) < hits(best) ? box : best), inside[0] ?? below);
+}
+
 function draw() {
-  const box = $("plot").getBoundingClientRect();
-  unit = (2 * HALF) / Math.max(1, Math.min(box.width, box.height));
-  const tile = 30 * unit;
+  const { width, height } = $("plot").getBoundingClientRect();
+  unit = (2 * HALF) / Math.max(1, Math.min(width, height));
+  const wide = width >= 500; // on a phone the pictures would cover the drawing
+  const places = points.map(toUnits);
+  const dot = 9 * unit;
+  const taken = places.map(([x, y]) => [x - dot, y - dot, x + dot, y + dot]);
   nodes.forEach((node, row) => {
-    const [x, y] = toUnits(points[row]);
-    const right = points[row][0] >= -1e-9;
+    const [x, y] = places[row];
+    const tile = wide && node.picture ? 30 * unit : 0;
     node.group.setAttribute("transform", `translate(${x} ${y})`);
     node.group.setAttribute("aria-label", `${words(guide.classes[row].label)}, x ${points[row][0]}, y ${points[row][1]}`);
     node.halo.setAttribute("r", 16 * unit);
     node.halo.setAttribute("stroke-width", 2.5 * unit);
     node.dot.setAttribute("r", 7 * unit);
     node.dot.setAttribute("stroke-width", 2 * unit);
-    let gap = 11 * unit;
+    node.text.setAttribute("font-size", (wide ? 12.5 : 11) * unit);
+    node.text.setAttribute("stroke-width", 3 * unit);
+    const box = place(node, places[row], taken, tile);
+    const [left, top, , bottom] = box;
+    taken.push(box);
     if (node.picture) {
       node.picture.setAttribute("width", tile);
       node.picture.setAttribute("height", tile);
-      node.picture.setAttribute("x", right ? gap : -gap - tile);
-      node.picture.setAttribute("y", -tile / 2);
-      gap += tile + 4 * unit;
+      node.picture.setAttribute("x", left - x);
+      node.picture.setAttribute("y", (top + bottom) / 2 - tile / 2 - y);
     }
-    node.text.setAttribute("x", right ? gap : -gap);
-    node.text.setAttribute("text-anchor", right ? "start" : "end");
+    node.text.setAttribute("x", left - x + (tile ? tile + 4 * unit : 0));
+    node.text.setAttribute("y", (top + bottom) / 2 - y);
     node.text.setAttribute("dominant-baseline", "central");
-    node.text.setAttribute("font-size", 12.5 * unit);
-    node.text.setAttribute("stroke-width", 3 * unit);
     node.group.classList.toggle("chosen", row === chosen);
   });
   for (const { rows, node } of lines) {
