@@ -494,10 +494,9 @@ def _about_groups(report: DataReport, read: _Cells) -> list[Remark]:
 def class_tiles(path: Path) -> dict[str, list[Image.Image]]:
     """A few RGB tiles of each class of a data set, at most TILE px wide, and an empty list for a class none of whose
     chosen cells can be read. Of a manifest with centres none are shown: it does not say how large a cell is."""
-    table_of_centres = path.suffix.lower() == ".csv" and any(
-        row.centre is not None for row in read_table(path).rows[:1]
-    )
-    cells = [] if table_of_centres else _loaded(path, None)[0]
+    if path.suffix.lower() == ".csv" and (rows := read_table(path).rows) and rows[0].centre is not None:
+        return {label: [] for label in sorted({row.values["label"] for row in rows})}
+    cells, *_ = _loaded(path, None)
     shown = sorted(_shown([name for name, *_ in cells], [values["label"] for _, values, *_ in cells]))
     found: dict[str, list[Image.Image]] = {label: [] for label in sorted({values["label"] for _, values, *_ in cells})}
     for row in shown:

@@ -125,13 +125,14 @@ def _places(drawing: Drawing) -> Iterator[Finding]:
             "one of two dimensions is unused, and lineages can only be told apart by how far along it they lie",
         )
     order = np.argsort(reach)
-    if len(classes) > 2 and reach[order[-1]] > FAR * reach[order[-2]]:
+    second = reach[order[-2]]
+    if len(classes) > 2 and second > 0 and radius > FAR * second:
         label = classes[order[-1]]
         yield Finding(
             "doubtful",
             "far point",
             (label,),
-            f"{label} lies {reach[order[-1]] / reach[order[-2]]:.1f} times as far out as any other",
+            f"{label} lies {radius / second:.1f} times as far out as any other",
             "the farthest point is scaled to guide.radius, so all others huddle in the middle",
         )
     elif len(classes) > 2 and np.linalg.norm(points.mean(0)) > ASIDE * radius:

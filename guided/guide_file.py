@@ -50,6 +50,8 @@ def with_points(text: str, points: Mapping[str, tuple[float, float]]) -> str:
                 if round(float(loader.construct_object(value)), DECIMALS) == round(new, DECIMALS):
                     continue
                 span = (value.start_mark.index, value.end_mark.index)
+                if text[span[0]] in "&!":
+                    raise ValueError(f"class {label!r} has an anchor or a tag at its {name.value}")
                 if spans.setdefault(span, _number(new)) != _number(new):
                     raise ValueError(f"class {label!r} shares its numbers with another by an anchor")
             if wanted:
