@@ -23,16 +23,16 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 from rich.progress import Progress
 
 from guided.config import Data, content_id
 from guided.sources import (
-    MEDMNIST_CLASSES,
     SUFFIXES,
     Problem,
     Row,
     chosen,
+    medmnist_names,
     read_npz,
     read_table,
     size_and_time,
@@ -282,8 +282,7 @@ def _medmnist(path: Path, config: Data, cache: Path) -> Dataset:
     parts, numbers, ids = read_npz(path)
     images = [image for part in parts for image in part]  # views: the parts are never copied into one
     present = np.unique(numbers)
-    known = MEDMNIST_CLASSES.get(path.stem.split("_")[0].lower(), ())
-    names = [known[n] if 0 <= n < len(known) else str(n) for n in present.tolist()]
+    names = medmnist_names(path, present)
     labels = np.searchsorted(present, numbers)
     kept = _limited(labels, ids, config)
     field = float(config.field or max(images[0].shape[:2]))
@@ -382,7 +381,7 @@ _UNDECODABLE = (
 )
 
 
-def _opened(file: Path | bytes) -> Image.Image:
+def _opened(file: Path | bytes) -> ImageFile.ImageFile:
     # A file is chosen by its suffix; of bytes only the format tells, and PIL has decoders that run other programs.
     return Image.open(io.BytesIO(file), formats=FORMATS) if isinstance(file, bytes) else Image.open(file)
 

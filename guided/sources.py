@@ -502,3 +502,21 @@ def _class_names(metadata: dict[bytes, bytes]) -> list[str]:
         return [str(name) for name in json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]]
     except (KeyError, TypeError, ValueError):
         return []
+
+
+def read_classes(path: Path) -> list[str]:
+    """The classes of a data set, sorted, without decoding an image. Raises ValueError where it names fewer than two."""
+    if path.suffix.lower() == ".npz" and path.is_file():
+        _, numbers, _ = read_npz(path)
+        classes = medmnist_names(path, np.unique(numbers))
+    else:
+        classes = sorted({row.values["label"] for row in read_table(path).rows})
+    if len(classes) < 2:
+        raise ValueError(f"data: {path} has {len(classes)} class(es) ({', '.join(classes)}); two are needed")
+    return classes
+
+
+def medmnist_names(path: Path, numbers: np.ndarray) -> list[str]:
+    """Names of the classes with these numbers in a MedMNIST file, known by the name of the file."""
+    known = MEDMNIST_CLASSES.get(path.stem.split("_")[0].lower(), ())
+    return [known[n] if 0 <= n < len(known) else str(n) for n in numbers.tolist()]
