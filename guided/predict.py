@@ -243,7 +243,7 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 def draw_cells(table: pd.DataFrame, model: GuidedModel, path: Path) -> None:
     """The cells of `predict_cells` in the plane of the guide: coloured by lineage, fainter the less sure, a cross where
-    they are unlike anything seen; the guide's points with their classes, joined along each lineage."""
+    they are unlike anything seen; the guide's points with their classes, joined along each lineage that has stages."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only drawing needs it
     from matplotlib.figure import Figure
 
@@ -265,7 +265,8 @@ def draw_cells(table: pd.DataFrame, model: GuidedModel, path: Path) -> None:
         rows = [row for row, lineage in enumerate(guide.lineages) if lineage == name]
         rows.sort(key=lambda row: guide.stages[row])
         x, y = guide.points[rows].T
-        axes.plot(x, y, color=colours[name], linewidth=1.2, zorder=3)
+        if len({guide.stages[row] for row in rows}) > 1:  # without stages a line would join them in no order
+            axes.plot(x, y, color=colours[name], linewidth=1.2, zorder=3)
         axes.scatter(x, y, s=60, color=colours[name], edgecolors="black", zorder=4, label=name)
     for label, point in zip(guide.classes, guide.points, strict=True):
         told = axes.annotate(label.replace("_", " "), point, (6, 6), textcoords="offset points", fontsize=8, zorder=5)

@@ -28,7 +28,7 @@ segmented_neutrophil,neutrophilic,5
 orthochromatic_erythroblast,erythroid,4
 lymphocyte,lymphoid,4
 """
-SMALL = "data.size=24 data.field=32 train.epochs=6 folds.count=3 classifier.families=[svm] resources.cpus=1"
+SMALL = "data.size=24 data.field=32 train.epochs=6 folds.count=2 classifier.families=[svm] resources.cpus=1"
 
 
 def render(folder: Path, cells: int, seed: int) -> int:
@@ -77,11 +77,11 @@ def test_from_a_folder_of_images_to_predictions(tmp_path: Path) -> None:
     sweep = load_sweep(str(tmp_path / "sweeps" / "mine.yaml"), preset="laptop")
     assert [variant.label for variant in sweep.variants] == ["name=guide2d", "name=distance"]
     setting = ["--preset", "laptop", "--data", "my cells", "--set", f"{SMALL} guide.file=mine"]
-    assert "2 variants x 3 folds" in command("sweeps", "plan", "mine", *setting)
+    assert "2 variants x 2 folds" in command("sweeps", "plan", "mine", *setting)
     command("sweeps", "run", "mine", *setting)
     assert "name=distance" in command("analysis", "report", "mine")
     assert (tmp_path / "runs" / "reports" / "mine" / "report.html").exists()
-    assert "median of the best epochs of 3 fold runs" in command(
+    assert "median of the best epochs of 2 fold runs" in command(
         "sweeps", "refit", "mine", "name=guide2d", "--export", "model.npz"
     )
     command("guided", "predict", "--model", "model.npz", "new cells", "--out", "told.csv", "--figure", "where.png")
