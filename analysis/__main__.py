@@ -17,17 +17,18 @@ from rich.table import Table
 from analysis.runs import FINISHED, default_uri, load_study
 from analysis.stats import ROPE
 from analysis.tables import FORMATS, Comparison, caption, compare, render, render_by_method, sentence, shown
+from guided.cli import INCOMPLETE, OK, WRONG, add_common, program
 
 if TYPE_CHECKING:
     from analysis.evidence import Evidence
 
-OK, INCOMPLETE, WRONG = 0, 1, 2
+COMMAND = "guided-analysis"
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of `python -m analysis`."""
     top = argparse.ArgumentParser(
-        prog="python -m analysis",
+        prog=program("analysis", COMMAND),
         description="From recorded fold runs to a comparison that can be trusted. Changes nothing in MLflow but the "
         "report attached to a study.",
         epilog="Exit code 0: complete; 1: fold runs are missing (the table names them); 2: nothing could be read.",
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--by-method", action="store_true", help="methods by length, beside the paper's Table 1"
             )
-    return top
+    return add_common(top, COMMAND, commands.choices.values())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 told = f"the report is not attached to the study in MLflow ({escape(problem)})"
                 console.print(f"[yellow]note[/yellow] {told}", soft_wrap=True)
     except (ValueError, OSError, MlflowException) as error:
+        if given.debug:
+            raise
         errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         return WRONG
     return OK if study.complete else INCOMPLETE

@@ -15,11 +15,14 @@ import os
 import queue
 import subprocess
 import threading
+import time
+import warnings
 from collections import defaultdict
 from collections.abc import Set
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,6 +40,10 @@ from sweeps.records import Record, Records
 from sweeps.spec import Variant, flat
 from sweeps.study import Study
 from sweeps.thumbnails import write_thumbnails
+
+if TYPE_CHECKING:
+    from guided.model import GuidedModel
+    from sweeps.refit import Refit
 
 for name in ("mlflow.store.db.utils", "alembic"):
     logging.getLogger(name).setLevel(logging.WARNING)  # a new store tells every one of its migrations
@@ -127,6 +134,19 @@ class Tracker:
     def _existing_children(self) -> dict[str, Any]:
         conditions = ((schema.ROLE, schema.FOLD_RUN_ROLE), (schema.STUDY, self._study.id))
         return {run.data.tags[schema.FOLD_RUN]: run for run in self._search(*conditions)}
+
+    @property
+    def client(self) -> MlflowClient:
+        return self._client
+
+    @property
+    def experiment(self) -> str:
+        """Id of the study's experiment."""
+        return self._experiment
+
+    def parent_of(self, variant: Variant) -> str:
+        """Id of the run of a variant."""
+        return self._parents[variant.label]
 
     def is_projected(self, record: Record) -> bool:
         """Whether the projection of this very record has ended well; a fold run that was retried has a newer one."""
@@ -242,6 +262,68 @@ class Tracker:
             self.project(record)
         self.close(records, given_up)
         return len(missing)
+
+
+def log_refit(refit: Refit, model: GuidedModel, uri: str) -> str:
+    """Log a refit beside the fold runs of its variant, and return its run's id. One that is there is left as it is.
+
+    The run has the network from pixels to embedding for `mlflow.pytorch.load_model`, as a traced graph that loads
+    without running pickled code and without this package, and the model file for `python -m guided predict`.
+    """
+    tracker, study, variant = Tracker(refit.study, uri), refit.study, refit.variant
+    client, experiment, parent = tracker.client, tracker.experiment, tracker.parent_of(variant)
+    for run in client.search_runs([experiment], f"tags.`{schema.REFIT}` = '{refit.id}'"):
+        if run.info.status == "FINISHED":
+            return str(run.info.run_id)
+    tags = {
+        **_common_tags(study),
+        schema.ROLE: schema.REFIT_ROLE,
+        schema.REFIT: refit.id,
+        schema.VARIANT: variant.label,
+        schema.VARIANT_ID: variant.config.id,
+        schema.GUIDE_HASH: study.guides[variant.config.id].hash,
+        "mlflow.parentRunId": parent,
+        "mlflow.runName": f"{variant.label} · refit on all cells",
+    }
+    run_id = str(client.create_run(experiment, tags=tags, run_name=tags["mlflow.runName"]).info.run_id)
+    parameters = {**_parameters(study, variant), "epochs": str(len(refit.lengths)), "seed": str(refit.seed)}
+    client.log_batch(run_id, params=[Param(key, value) for key, value in parameters.items()])
+    now = int(1000 * time.time())
+    metrics = [
+        Metric(key, value, now, step)
+        for step, epoch in enumerate(model.about["history"])
+        for key, value in epoch.items()
+        if key != "epoch"
+    ]
+    for start in range(0, len(metrics), BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+    client.log_inputs(run_id, datasets=[_dataset_input(study)])
+    _log_network(refit, model, run_id, uri)
+    client.log_artifact(run_id, str(refit.path), schema.MODEL_FILE)
+    client.set_terminated(run_id)
+    return run_id
+
+
+def _log_network(refit: Refit, model: GuidedModel, run_id: str, uri: str) -> None:
+    import mlflow.pytorch  # with torch, which the tracking of fold runs does not need
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    example = np.array(refit.study.data.images[refit.rows[:2]], dtype=np.float32)
+    pixels, length = TensorSpec(np.dtype(np.float32), (-1, *example.shape[1:])), refit.lengths[-1]
+    embedding = TensorSpec(np.dtype(np.float32), (-1, length))
+    mlflow.set_tracking_uri(uri)
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        # torch packs views of one storage together and asks about a case that is none: the weights are on the CPU.
+        warnings.filterwarnings("ignore", message="No complete tensor found in the group")
+        mlflow.pytorch.log_model(
+            model.net,
+            name=schema.MODEL,
+            signature=ModelSignature(Schema([pixels]), Schema([embedding])),
+            input_example=example,
+            pip_requirements=[f"{package}=={version(package)}" for package in ("torch", "numpy")],
+            serialization_format="pt2",
+        )
 
 
 class TrackingThread:

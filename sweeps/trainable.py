@@ -153,6 +153,7 @@ class FoldRunTrial(Trainable):
             arrays={
                 "test_embedding": result.embedding,
                 "test_labels": data.labels[result.test_rows],
+                "anchors": result.anchors,
                 **({} if result.guide is None else {"guide": result.guide}),
                 "guide_2d": self._study_of.guides[run.config.id].points,
                 "classes": np.array(data.classes),
