@@ -121,7 +121,7 @@ def test_nothing_is_said_of_a_sound_set_but_what_its_folds_leak(tmp_path: Path) 
 
 
 def test_leakage_is_that_of_the_folds_that_would_be_made(tmp_path: Path) -> None:
-    """Every cell of region 0 has a twin in region 1; with five regions in five folds each is tested against its twin."""
+    """Every cell of region 0 has a twin in region 1; five regions in five folds: each is tested against its twin."""
     rows = [{"image": cell(n), "label": "ab"[n % 2], "region": f"r{n % 5}"} for n in range(50)]
     rows += [{"image": rows[n]["image"], "label": rows[n]["label"], "region": "r1"} for n in range(0, 50, 5)]
     report = check_data(write_set(tmp_path / "set", rows), progress=False)
