@@ -181,7 +181,7 @@ def test_what_cannot_be_read_is_listed(tmp_path: Path) -> None:
         file.write("absent.png,a,r0,p0\n0.png,a,r0,p0\n")
     report = check_data(path, progress=False)
     assert [(line, name) for line, name, _ in report.unreadable] == [(5, "3.png"), (62, "absent.png"), (63, "0.png")]
-    assert report.cells == 59 and "3 lines cannot be used" in remarks(report, "wrong")
+    assert report.cells == 59 and "lines that cannot be used: 3; training stops at them" in remarks(report, "wrong")
 
 
 def test_sets_without_a_picture_or_a_field_are_refused(tmp_path: Path) -> None:
