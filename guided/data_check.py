@@ -409,8 +409,8 @@ def _about_classes(report: DataReport) -> list[Remark]:
         told = f"{most} has {report.classes[most] / few:.0f} times the cells of {least} ({few})"
         tested = max(1.0, few / FOLDS)
         consequence = (
-            f"macro-F1 counts both alike, and a fold tests {tested:.0f} or so of {least}, each of which moves its recall "
-            f"by {100 / tested:.0f} %; try train.balance=sampler"
+            f"macro-F1 counts both alike, and a fold tests {tested:.0f} or so of {least}, each of which moves its "
+            f"recall by {100 / tested:.0f} %; try train.balance=sampler"
         )
         found.append(Remark("doubtful", told, consequence))
     return found
