@@ -379,7 +379,7 @@ def _way(data: Dataset, group: Literal["region", "patient", "none"], twin: np.nd
 def _remarks(report: DataReport, read: _Cells) -> list[Remark]:
     found = []
     if report.unreadable:
-        told = f"{len(report.unreadable)} {report.unit}s cannot be used"
+        told = f"{report.unit}s that cannot be used: {len(report.unreadable)}"
         found.append(Remark("wrong", told, "training stops at them, or leaves them out with --skip-bad"))
     found += _about_classes(report)
     found += _about_twins(report)
@@ -407,10 +407,10 @@ def _about_classes(report: DataReport) -> list[Remark]:
         found.append(Remark("doubtful", told, "some folds test no cell of them; drop or merge these classes"))
     if report.classes[most] >= RARE * few:
         told = f"{most} has {report.classes[most] / few:.0f} times the cells of {least} ({few})"
-        tested = few / FOLDS
+        tested = max(1.0, few / FOLDS)
         consequence = (
-            f"macro-F1 counts both alike, and a fold tests about {tested:.0f} cells of {least}, each of which moves "
-            f"its recall by {100 / max(1, tested):.0f} %; try train.balance=sampler"
+            f"macro-F1 counts both alike, and a fold tests {tested:.0f} or so of {least}, each of which moves its "
+            f"recall by {100 / tested:.0f} %; try train.balance=sampler"
         )
         found.append(Remark("doubtful", told, consequence))
     return found

@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         )
         command.add_argument(
             "--data",
-            help="manifest (.csv), folder per class, .parquet or MedMNIST file (.npz); default: synthetic marrow",
+            help="manifest (.csv), folder per class, .parquet or MedMNIST .npz; default: synthetic marrow",
         )
         command.add_argument("--limit", type=int, help="at most so many cells per class, a seeded sample")
         command.add_argument("--where", help="rows of the manifest to use, e.g. \"acquisition == 'A'\"")

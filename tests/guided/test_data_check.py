@@ -121,7 +121,7 @@ def test_nothing_is_said_of_a_sound_set_but_what_its_folds_leak(tmp_path: Path) 
 
 
 def test_leakage_is_that_of_the_folds_that_would_be_made(tmp_path: Path) -> None:
-    """Every cell of region 0 has a twin in region 1; and five regions in five folds put the two apart."""
+    """Every cell of region 0 has a twin in region 1; five regions in five folds: each is tested against its twin."""
     rows = [{"image": cell(n), "label": "ab"[n % 2], "region": f"r{n % 5}"} for n in range(50)]
     rows += [{"image": rows[n]["image"], "label": rows[n]["label"], "region": "r1"} for n in range(0, 50, 5)]
     report = check_data(write_set(tmp_path / "set", rows), progress=False)
@@ -181,7 +181,7 @@ def test_what_cannot_be_read_is_listed(tmp_path: Path) -> None:
         file.write("absent.png,a,r0,p0\n0.png,a,r0,p0\n")
     report = check_data(path, progress=False)
     assert [(line, name) for line, name, _ in report.unreadable] == [(5, "3.png"), (62, "absent.png"), (63, "0.png")]
-    assert report.cells == 59 and "3 lines cannot be used" in remarks(report, "wrong")
+    assert report.cells == 59 and "lines that cannot be used: 3; training stops at them" in remarks(report, "wrong")
 
 
 def test_sets_without_a_picture_or_a_field_are_refused(tmp_path: Path) -> None:
