@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from mlflow.exceptions import MlflowException
@@ -13,9 +14,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from analysis.runs import default_uri, load_study
+from analysis.runs import FINISHED, default_uri, load_study
 from analysis.stats import ROPE
 from analysis.tables import FORMATS, Comparison, caption, compare, render, render_by_method, sentence, shown
+
+if TYPE_CHECKING:
+    from analysis.evidence import Evidence
 
 OK, INCOMPLETE, WRONG = 0, 1, 2
 
@@ -24,13 +28,17 @@ def parser() -> argparse.ArgumentParser:
     """The arguments of `python -m analysis`."""
     top = argparse.ArgumentParser(
         prog="python -m analysis",
-        description="From recorded fold runs to a comparison that can be trusted. Reads MLflow, changes nothing there.",
+        description="From recorded fold runs to a comparison that can be trusted. Changes nothing in MLflow but the "
+        "report attached to a study.",
         epilog="Exit code 0: complete; 1: fold runs are missing (the table names them); 2: nothing could be read.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, told in (
         ("table", "print a study's comparison with its baseline"),
-        ("report", "print it and write the page, the figure and the tables to OUT/reports/NAME"),
+        (
+            "report",
+            "print it, write page, figures and tables to OUT/reports/NAME and attach them to the study in MLflow",
+        ),
     ):
         command = commands.add_parser(name, help=told, description=told)
         command.add_argument("name", help="name of a sweep, or the path of its file")
@@ -64,15 +72,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.write((render_by_method if given.by_method else render)(comparison, given.format))
         else:
             _print(comparison, console)
-            from analysis.repeats import repeats  # with matplotlib and scikit-learn, slow to import
+            # With matplotlib and scikit-learn, slow to import.
+            from analysis.artifacts import attach
             from analysis.report import write_report
 
-            page = write_report(comparison, given.out.absolute() / "reports" / name, repeats(study, uri))
+            folder = given.out.absolute() / "reports" / name
+            stability, evidence, lacking = _cells(comparison, uri)
+            page = write_report(comparison, folder, stability, evidence)
+            if lacking is not None:
+                told = f"the report has no figures of cells ({escape(lacking)})"
+                console.print(f"[yellow]note[/yellow] {told}", soft_wrap=True)
+            problem = attach(uri, study, folder)
             console.print(f"[dim]report  {page}[/dim]", soft_wrap=True)
+            if problem is not None:
+                told = f"the report is not attached to the study in MLflow ({escape(problem)})"
+                console.print(f"[yellow]note[/yellow] {told}", soft_wrap=True)
     except (ValueError, OSError, MlflowException) as error:
         errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         return WRONG
     return OK if study.complete else INCOMPLETE
+
+
+def _cells(comparison: Comparison, uri: str) -> tuple[pd.DataFrame | None, Evidence | None, str | None]:
+    """Stability over seeds and what figures of cells need; where files of the study cannot be read, why: numbers and
+    verdicts do not hang on them."""
+    from analysis.evidence import gather
+    from analysis.repeats import repeats
+
+    if not (comparison.study.frame["status"] == FINISHED).any():
+        return None, None, None
+    try:
+        return repeats(comparison.study, uri), gather(uri, comparison), None
+    except (ValueError, OSError, MlflowException) as error:
+        return None, None, str(error).strip().splitlines()[0]
 
 
 # Left out one after the other where the terminal is too narrow; the page and the files have them all.

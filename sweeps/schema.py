@@ -10,6 +10,7 @@ from __future__ import annotations
 ROLE = "role"
 VARIANT_ROLE = "variant"
 FOLD_RUN_ROLE = "fold_run"
+STUDY_ROLE = "study"  # one run per study, for what belongs to no variant: thumbnails, and the report
 
 SWEEP = "sweep"  # name of the sweep file
 STUDY = "study"  # id of the study; two studies never mix in a table
@@ -107,6 +108,13 @@ PREDICTIONS = "predictions.parquet"  # id, true, predicted, score per class
 ARRAYS = "arrays.npz"  # test_embedding (N, n) fp16, test_labels, guide_2d (C, 2), classes
 # and guide (C, n) where the loss draws cells to points
 RECORD = "record.json"
+# --- artifacts of a study's own run ---------------------------------------------------------------------------------
+SPRITE = "cells.webp"  # thumbnails of at most 1,500 cells, row by row
+CELLS = "cells.parquet"  # id, class, in the order of the thumbnails
+CLASSES = (
+    "classes.json"  # thumbnail, columns (of the sprite); classes, lineages, stages, points of the baseline's guide
+)
+REPORT = "report"  # folder
 
 
 def experiment_name(sweep: str, data: str) -> str:

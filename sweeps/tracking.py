@@ -18,6 +18,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Set
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from sweeps import schema
 from sweeps.records import Record, Records
 from sweeps.spec import Variant, flat
 from sweeps.study import Study
+from sweeps.thumbnails import write_thumbnails
 
 for name in ("mlflow.store.db.utils", "alembic"):
     logging.getLogger(name).setLevel(logging.WARNING)  # a new store tells every one of its migrations
@@ -217,6 +219,21 @@ class Tracker:
                 self._client.update_run(mlflow_id, status=status)
             else:
                 self._client.set_terminated(mlflow_id, status)
+        self._show_cells()
+
+    def _show_cells(self) -> None:
+        """Once per study: thumbnails and the lineages of the classes, in a run of the study's own."""
+        study = self._study
+        if self._search((schema.ROLE, schema.STUDY_ROLE), (schema.STUDY, study.id)):
+            return
+        tags = {**self._common, schema.ROLE: schema.STUDY_ROLE, "mlflow.note.content": study.sweep.question}
+        with TemporaryDirectory() as folder:
+            write_thumbnails(study, Path(folder))
+            # Found only when whole: the tags that name it come last.
+            run = self._client.create_run(self._experiment, run_name=f"study {study.sweep.name}")
+            self._client.log_artifacts(run.info.run_id, folder)
+        self._client.log_batch(run.info.run_id, tags=_run_tags(tags))
+        self._client.set_terminated(run.info.run_id)
 
     def sync(self, records: dict[str, Record], given_up: Set[str] = frozenset()) -> int:
         """Project every record that is not yet in MLflow and close the variants; returns how many were missing."""
