@@ -37,6 +37,10 @@ def parser() -> argparse.ArgumentParser:
     for name, told in (
         ("table", "print a study's comparison with its baseline"),
         (
+            "claims",
+            "print which of the paper's claims a study supports or contradicts, and what would decide the others",
+        ),
+        (
             "report",
             "print it, write page, figures and tables to OUT/reports/NAME and attach them to the study in MLflow",
         ),
@@ -52,6 +56,8 @@ def parser() -> argparse.ArgumentParser:
             default=ROPE,
             help="differences within ± ROPE are practically none (default: %(default)s)",
         )
+        if name == "claims":
+            command.add_argument("--format", choices=(*FORMATS, "json"), default="text", help="default: text")
         if name == "table":
             command.add_argument("--format", choices=FORMATS, default="text", help="default: text")
             command.add_argument(
@@ -68,6 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         uri = given.uri or default_uri(given.out)
         study = load_study(uri, name, given.study)
+        if given.command == "claims":
+            from analysis.claims import render_claims, verdicts  # with scikit-learn, slow to import
+
+            sys.stdout.write(render_claims(study, verdicts(study, uri, given.rope), given.format, given.rope))
+            return OK if study.complete else INCOMPLETE
         comparison = compare(study, given.rope)
         if given.command == "table":
             sys.stdout.write((render_by_method if given.by_method else render)(comparison, given.format))

@@ -19,6 +19,7 @@ import pandas as pd
 # Short patience, as for the writer: a report that waits four minutes for a dead server helps nobody.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
 
@@ -82,6 +83,12 @@ class StudyRuns:
     def complete(self) -> bool:
         """Whether every planned fold run has finished."""
         return bool((self.frame["status"] == FINISHED).all())
+
+    @property
+    def ratio(self) -> float | None:
+        """n_test / n_train, averaged over finished fold runs; None where there is none."""
+        finished = self.frame[self.frame["status"] == FINISHED]
+        return float((finished[schema.TEST_CELLS] / finished[schema.TRAIN_CELLS]).mean()) if len(finished) else None
 
 
 def default_uri(out: Path) -> str:
