@@ -89,10 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from analysis.report import write_report
 
             folder = given.out.absolute() / "reports" / name
-            stability, evidence, lacking = _cells(comparison, uri)
-            page = write_report(comparison, folder, stability, evidence)
+            stability, evidence, claims, lacking = _cells(comparison, uri)
+            page = write_report(comparison, folder, stability, evidence, claims)
             if lacking is not None:
-                told = f"the report has no figures of cells ({escape(lacking)})"
+                told = f"the report has no figures of cells and no verdicts on the paper's claims ({escape(lacking)})"
                 console.print(f"[yellow]note[/yellow] {told}", soft_wrap=True)
             problem = attach(uri, study, folder)
             console.print(f"[dim]report  {page}[/dim]", soft_wrap=True)
@@ -107,18 +107,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return OK if study.complete else INCOMPLETE
 
 
-def _cells(comparison: Comparison, uri: str) -> tuple[pd.DataFrame | None, Evidence | None, str | None]:
-    """Stability over seeds and what figures of cells need; where files of the study cannot be read, why: numbers and
-    verdicts do not hang on them."""
+Cells = tuple[pd.DataFrame | None, "Evidence | None", pd.DataFrame | None, str | None]
+
+
+def _cells(comparison: Comparison, uri: str) -> Cells:
+    """What the report reads from the files of fold runs: stability over seeds, figures of cells, and the claims of the
+    paper that this study tests; where files cannot be read, why: the comparison does not hang on them."""
+    from analysis.claims import verdicts
     from analysis.evidence import gather
     from analysis.repeats import repeats
 
     if not (comparison.study.frame["status"] == FINISHED).any():
-        return None, None, None
+        return None, None, None, None
     try:
-        return repeats(comparison.study, uri), gather(uri, comparison), None
+        claims = verdicts(comparison.study, uri, comparison.rope)
+        tested = claims[claims["verdict"] != "not tested"]
+        return repeats(comparison.study, uri), gather(uri, comparison), tested, None
     except (ValueError, OSError, MlflowException) as error:
-        return None, None, str(error).strip().splitlines()[0]
+        return None, None, None, str(error).strip().splitlines()[0]
 
 
 # Left out one after the other where the terminal is too narrow; the page and the files have them all.
