@@ -16,12 +16,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from guided.cli import INCOMPLETE, INTERRUPTED, OK, WRONG, add_common, guarded, program
+from sweeps import schema
 from sweeps.board import duration
 from sweeps.spec import PRESETS, Sweep, find_sweep, load_sweep, new_sweep, own_sweeps, shipped_sweeps
 
 if TYPE_CHECKING:
     from sweeps.engine import Outcome
-    from sweeps.strategy import Standing
+    from sweeps.strategy import Search
     from sweeps.study import Study
 
 COMMAND = "guided-sweeps"
@@ -217,11 +218,19 @@ def _run(given: argparse.Namespace, console: Console) -> int:
     from sweeps.judge import earlier_judgements, judgement, winner_of
 
     searched = run_search(study, study.sweep.search, uri, console, retry_failed=retry)
-    ranking = searched.search.ranking()
-    _show_ranking(ranking, console)
-    code = _ended(searched.study, searched.outcome, uri, console)
-    if not searched.search.done and searched.outcome.limit is None:
-        return code
+    search, outcome, settings = searched.search, searched.outcome, study.sweep.search.settings
+    ranking = search.ranking()
+    _show_ranking(search, [objective.metric for objective in settings.objectives], console)
+    code = _ended(searched.study, outcome, uri, console)
+    count = len(ranking)
+    if not search.done:
+        console.print(f"the search has asked for {count} of {settings.variants} variants and is not done")
+        failures = study.sweep.max_failures
+        if outcome.limit is None or (failures is not None and len(outcome.failed) >= failures):
+            return INTERRUPTED if outcome.limit is None else INCOMPLETE
+        code = INCOMPLETE
+    elif count < settings.variants:
+        console.print(f"the space is spent: it has no more variants than these {count}")
     winner = winner_of(ranking)
     if winner is None:
         console.print("[red]nothing to judge[/red]: no variant was trained on every fold")
@@ -243,20 +252,30 @@ def _run(given: argparse.Namespace, console: Console) -> int:
     return max(code, _ended(judged, run_study(judged, uri, console, retry_failed=retry), uri, console))
 
 
-def _show_ranking(ranking: Sequence[Standing], console: Console) -> None:
-    """The best of a search, by validation: what the choice was made from, no result."""
+def _show_ranking(search: Search, metrics: Sequence[str], console: Console) -> None:
+    """The best of a search, by validation: what the choice was made from, no result. With several objectives, whether
+    no other variant is as good in all of them and better in one."""
+    ranking, front = search.ranking(), {standing.number for standing in search.front()}
     table = Table(box=None, header_style="bold", pad_edge=False, title="chosen by validation, no result")
     table.add_column("place", justify="right")
-    table.add_column("validation F1", justify="right")
+    for metric in metrics:
+        table.add_column("validation F1" if metric == schema.BEST_VAL_F1 else metric, justify="right")
+    if len(metrics) > 1:
+        table.add_column("best trade-offs")
     table.add_column("fold runs", justify="right")
     table.add_column("end")
     table.add_column("values")
     for place, standing in enumerate(ranking[:10], 1):
-        score = "" if standing.score is None else f"{standing.score:.3f}"
-        table.add_row(
-            str(place), score, str(standing.blocks), standing.end or "under way", escape(standing.variant.label)
-        )
+        first = [] if standing.score is None else [standing.score]
+        scores = [f"{score:.3f}" for score in (standing.told if standing.end == "finished" else first)]
+        cells = [*scores, *[""] * (len(metrics) - len(scores))]
+        if len(metrics) > 1:
+            cells.append("yes" if standing.number in front else "")
+        end = standing.end or "under way"
+        table.add_row(str(place), *cells, str(standing.blocks), end, escape(standing.variant.label))
     console.print(table)
+    if len(metrics) > 1:
+        console.print(f"the winner is the best in {metrics[0]}, the first objective", highlight=False)
     if len(ranking) > 10:
         console.print(f"and {len(ranking) - 10} more")
 
@@ -281,7 +300,7 @@ def _ended(study: Study, outcome: Outcome, uri: str | None, console: Console) ->
     console.print(f"[dim]records {study.out / 'records'}[/dim]", soft_wrap=True)
     if uri is not None:
         console.print(f"[dim]MLflow  {escape(uri)} (look at it with `make ui`)[/dim]", soft_wrap=True)
-    if outcome.limit:
+    if outcome.limit and (outcome.absent or study.sweep.search is not None):
         console.print(f"[yellow]{escape(outcome.limit)}[/yellow]", soft_wrap=True)
     if outcome.absent:
         left = f"stopped with {len(outcome.absent)} fold runs left"

@@ -48,7 +48,7 @@ class Attempt:
 
     def trained(self, epoch: int) -> None:
         """Note an epoch as done by this attempt."""
-        self._told |= {"first_epoch": self._told.get("first_epoch", epoch), "last_epoch": epoch}
+        self._told |= {"first_epoch": self._told.get("first_epoch", epoch), "last_epoch": epoch, "until": time.time()}
         self._write()
 
     @property

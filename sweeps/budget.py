@@ -45,7 +45,7 @@ class Spent:
 def spent(records: Iterable[Record], gpus: float, price_per_hour: float | None) -> Spent:
     """The cost of these records with so many GPUs a fold run."""
     records = list(records)
-    spans = sorted((record.details["began"], record.details["ended"]) for record in records)
+    spans = sorted(span for record in records for span in _spans(record))
     wall, until = 0.0, float("-inf")
     for began, ended in spans:
         wall += max(0.0, ended - max(began, until))
@@ -61,6 +61,17 @@ def spent(records: Iterable[Record], gpus: float, price_per_hour: float | None) 
     )
 
 
+def _spans(record: Record) -> list[tuple[float, float]]:
+    """When a fold run was under way. An attempt that was broken off counts until the last epoch that it told; what
+    lies between two of them is a pause."""
+    began, ended = record.details["began"], record.details["ended"]
+    told = [attempt for attempt in record.details.get("attempts", []) if "began" in attempt]
+    if not told:
+        return [(began, ended)]
+    broken_off = [(attempt["began"], attempt["until"]) for attempt in told[:-1] if "until" in attempt]
+    return [*broken_off, (told[-1]["began"], ended)]
+
+
 def exhausted(budget: Budget, max_failures: int | None, cost: Spent) -> str | None:
     """Which limit is reached and how to go on, or None."""
     for name, limit, used in (
@@ -70,9 +81,11 @@ def exhausted(budget: Budget, max_failures: int | None, cost: Spent) -> str | No
         ("money", budget.money, cost.money),
     ):
         if limit is not None and used is not None and used >= limit:
-            return f"budget.{name} is spent ({used:.4g} of {limit:g}); SET='budget.{name}=…' with more goes on"
+            more = f"--set 'budget.{name}=…' (make: SET=) with more goes on"
+            return f"budget.{name} is spent ({used:.4g} of {limit:g}); {more}"
     if max_failures is not None and cost.failures >= max_failures:
         return (
-            f"{cost.failures} fold runs have failed, and max_failures is {max_failures}; mend the cause, then RETRY=1"
+            f"{cost.failures} fold runs have failed, and max_failures is {max_failures}; mend the cause, then "
+            "--retry-failed (make: RETRY=1)"
         )
     return None

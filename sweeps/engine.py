@@ -25,12 +25,13 @@ from rich.console import Console
 from guided.config import content_id
 from guided.guide import EmbeddingGuide, load_guide
 from sweeps import schema
+from sweeps.asked import ASKED, append_to, read_log
 from sweeps.attempt import attempts_in
 from sweeps.board import Board
 from sweeps.budget import Budget, exhausted, spent
 from sweeps.lock import driver_lock
-from sweeps.records import FoldRun, Record, Records
-from sweeps.searcher import FoldRunSearcher, append_to, read_log
+from sweeps.records import BROKEN, FoldRun, Record, Records
+from sweeps.searcher import FoldRunSearcher
 from sweeps.space import Space
 from sweeps.spec import SearchPlan, SpecError, Sweep, Variant, flat
 from sweeps.strategy import Block, End, Job, Key, Search, end_of
@@ -41,8 +42,6 @@ from sweeps.tracking import TrackingThread
 RETRIES = 2
 # So many fold runs that could not read or write end a sweep: the next ones could not either.
 HINDERED = 3
-
-BROKEN = ("failed", "diverged")  # what may be tried again; what a search stopped may not
 
 
 @dataclass(frozen=True)
@@ -98,13 +97,13 @@ class _Watcher(tune.Callback):
         elif not result.get("done"):
             self._board.epoch(run_id, result["epoch"], result["val_f1"], result["length"])
         else:
-            self._ended(run_id)
+            self.ended(run_id)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         run_id = trial.config["fold_run"]
         cause = _cause(trial)
         if self._records.has(run_id):
-            self._ended(run_id)
+            self.ended(run_id)
         elif isinstance(cause, RayActorError) and run_id not in self.starved:
             self.starved[run_id] = _told(cause)
             self._board.waits(run_id, "its process died, again when alone")
@@ -120,18 +119,24 @@ class _Watcher(tune.Callback):
             except OSError as error:
                 self._hinder(run_id, error)
             else:
-                self._ended(run_id)
+                self.ended(run_id)
 
     @property
     def alone(self) -> list[str]:
         """Starved fold runs that still have no record."""
         return [run_id for run_id in self.starved if not self._records.has(run_id)]
 
+    @property
+    def recorded(self) -> int:
+        """How many fold runs have a record."""
+        return len(self._done)
+
     def _hinder(self, run_id: str, error: OSError) -> None:
         self.hindered[run_id] = _told(error)
         self._board.waits(run_id, _told(error))
 
-    def _ended(self, run_id: str) -> None:
+    def ended(self, run_id: str) -> None:
+        """A fold run has a record."""
         record = self._records.read(run_id)
         if record is not None:
             self._done[run_id] = record
@@ -304,7 +309,6 @@ def _tune(
 # --- searches -------------------------------------------------------------------------------------------------------
 
 GIVEN_UP = ("raced out", "stopped")
-ASKED = "asked.jsonl"  # in the folder of the study: the decisions of its search
 
 
 @dataclass(frozen=True)
@@ -331,6 +335,9 @@ def run_search(
     with driver_lock(study.folder):
         _check_writable(study)
         run = _SearchRun(study, plan, retry_failed)
+        if run.warm:
+            told = "1 variant" if run.warm == 1 else f"{run.warm} variants"
+            console.print(f"the sampler is told of {told} recorded here on the same folds", highlight=False)
         tracking = TrackingThread(run.study, uri)
         try:
             if not run.search.done and limit_reached(study.sweep, run.done.values()) is None:
@@ -372,9 +379,11 @@ class _SearchRun:
             record=append_to(study.folder / ASKED),
             first=study.sweep.variants[0].varied,
         )
+        self.warm = 0  # variants recorded elsewhere that the sampler has been told of
         if not log:
             for values, told in self._recorded():
                 self.search.warm_start(values, told)
+                self.warm += 1
 
     def _recorded(self) -> Iterator[tuple[dict[str, Any], list[float]]]:
         """Values and mean objectives of variants of this space that an earlier sweep has trained on the same folds."""
@@ -450,6 +459,7 @@ class _SearchRun:
                 run = self._runs[job.key]
                 record = self._records.read(run.id)
                 if record is not None:
+                    watcher.ended(run.id)  # by another sweep of this OUT; it counts here too
                     return end_of(record, self._objectives)
                 return {"fold_run": run.id, **_place(self.study)}
 
@@ -457,7 +467,9 @@ class _SearchRun:
                 self._records.ask_stop(self._runs[key].id, reason)
 
             while True:
-                searcher = FoldRunSearcher(self.search, launch, self._end_of, halt)
+                allowed = self.study.sweep.budget.fold_runs
+                most = None if allowed is None else allowed - watcher.recorded
+                searcher = FoldRunSearcher(self.search, launch, self._end_of, halt, most)
                 _tune(self.study, searcher, watcher, workers)
                 self.hindered = watcher.hindered
                 if not watcher.alone or watcher.limit is not None or watcher.hindered:

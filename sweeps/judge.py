@@ -40,6 +40,7 @@ def judgement(study: Study, winner: Variant) -> Study:
         search=None,
         budget=type(study.sweep.budget)(),
         identity=content_id([study.id, [variant.config.id for variant in variants]]),
+        judges=study.id,
     )
     return Study(sweep, study.data, guides, study.out)
 
@@ -55,7 +56,13 @@ def earlier_judgements(study: Study) -> int:
     a choice among them by what was seen there would be optimistic again."""
     found = 0
     for path in (study.out / "studies").glob(f"{study.sweep.name}-*/study.json"):
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            plan = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise ValueError(
+                f"the plan {path} is damaged, so that nobody can say whether these groups were judged on before; "
+                "restore or delete it"
+            ) from None
         same = plan.get("stage") == "judge" and plan["fingerprint"] == study.data.fingerprint
         found += same and plan["id"] != study.id
     return found

@@ -17,7 +17,8 @@ from sweeps.budget import exhausted, spent
 from sweeps.records import Record, Records
 from sweeps.space import Space
 from sweeps.spec import flat
-from sweeps.study import Study, disk_report
+from sweeps.strategy import check_settings
+from sweeps.study import Study, disk_report, read_study
 
 # The paper's sd of fold scores, used for the smallest detectable difference until a study has its own.
 PAPER_SD = 0.017
@@ -30,20 +31,25 @@ def plan_of(study: Study) -> dict[str, Any]:
 
     sweep, question, stage, preset, data, training, variants, left_out, baseline, folds, grouped_by, seeds, partitions,
     fold_runs (planned: at most so many for a search; done), judgement (for a search: groups, seeds, fold_runs), space,
-    combinations, resources, disk (bytes), smallest_difference (macro-F1, power 0.8 at 5 %), seconds (per fold run, as
+    combinations, resources, disk (bytes), smallest_difference (macro-F1, power 0.8 at 5 %; of a search, over the groups
+    of its judgement; null for a single one), seconds (per fold run, as
     recorded in OUT; of how many records; left, with as many workers as this machine holds), spent, limit, notes.
     """
     sweep, data, records = study.sweep, study.data, Records(study.out)
     first = sweep.variants[0].config
     folds = first.folds.number * len(sweep.partitions)
-    own = [run.id for run in study.fold_runs if records.has(run.id)]
+    search, asked = sweep.search, study
     planned = len(study.fold_runs)
-    search = None if sweep.search is None else sweep.search
     if search is not None:
+        check_settings(search.space, planned, search.settings)
         planned *= search.settings.variants
+        if (study.folder / "study.json").exists():
+            asked = read_study(study.folder)
+    own = [run.id for run in asked.fold_runs if records.has(run.id)]
     space = search.space if search is not None and isinstance(search.space, Space) else None
     listed = None if space is None else space.listed()
     needed, free = disk_report(study)
+    compared = len(study.compared_folds)
     known = records.read_all(own)
     seconds, count = _seconds(study, records, known)
     workers = sweep.resources.workers or max(1, len(os.sched_getaffinity(0)) // sweep.resources.cpus)
@@ -91,7 +97,9 @@ def plan_of(study: Study) -> dict[str, Any]:
         "combinations": None if listed is None else len(listed),
         "resources": sweep.resources.model_dump(mode="json"),
         "disk": {"needed": needed, "free": free},
-        "smallest_difference": smallest_detectable_difference(folds, study.test_train_ratio, PAPER_SD),
+        "smallest_difference": (
+            smallest_detectable_difference(compared, study.test_train_ratio, PAPER_SD) if compared > 1 else None
+        ),
         "seconds": {
             "fold_run": seconds,
             "records": count,
@@ -165,7 +173,7 @@ def _rows(plan: dict[str, Any], study: Study) -> list[tuple[str, str]]:
         rows.append(
             (
                 "fold runs",
-                f"at most {runs['planned']} of {folds} folds by {by}{seeds}; {runs['done']} of the baseline done",
+                f"at most {runs['planned']}: {folds} folds by {by}{seeds} a variant; {runs['done']} done",
             )
         )
     else:
@@ -191,17 +199,24 @@ def _rows(plan: dict[str, Any], study: Study) -> list[tuple[str, str]]:
         ),
         ("resources", f"{resources['cpus']} CPU{gpus} a fold run, on {resources['device']}"),
         ("disk", f"up to {size(plan['disk']['needed'])} needed, {size(plan['disk']['free'])} free in {study.out}"),
-        (
-            "precision",
-            f"a true difference of {plan['smallest_difference']:.3f} macro-F1 is found in 80 % of cases, a smaller one "
-            f"less often (5 % level, if fold differences vary by {PAPER_SD} as in the paper)",
-        ),
+        ("precision", _precision(plan)),
         ("time", _time(plan)),
     ]
     if plan["budget"]:
         limits = ", ".join(f"{key} {value:g}" for key, value in plan["budget"].items())
-        rows.append(("budget", f"{limits}; {plan['limit'] or 'not spent'}"))
+        beside = "" if plan["judgement"] is None else " (of the search; the judgement comes on top)"
+        rows.append(("budget", f"{limits}{beside}; {plan['limit'] or 'not spent'}"))
     return rows
+
+
+def _precision(plan: dict[str, Any]) -> str:
+    where = "" if plan["judgement"] is None else f" in the judgement, over {len(plan['judgement']['groups'])} groups"
+    if plan["smallest_difference"] is None:
+        return "none: with a single locked group no difference has an interval; lock two or more"
+    return (
+        f"a true difference of {plan['smallest_difference']:.3f} macro-F1 is found in 80 % of cases{where}, a smaller "
+        f"one less often (5 % level, if fold differences vary by {PAPER_SD} as in the paper)"
+    )
 
 
 def _time(plan: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ PROGRESS = "progress.json"  # in the checkpoint folder: what `status` shows of a
 STOP = "stop.txt"  # there too: why a search will have it stop before its next epoch
 
 Status = Literal["finished", "failed", "diverged", "stopped"]
+BROKEN = ("failed", "diverged")  # what may be tried again; what a search stopped may not
 RECORD_VERSION = 1
 
 

@@ -30,6 +30,7 @@ STAGE = "stage"  # one of the next three; absent from runs of before there were 
 ABLATION = "ablation"
 SEARCH = "search"  # trained in order to choose
 JUDGE = "judge"  # the winner and the baseline, on groups that the search never saw
+JUDGES = "judges"  # of a judgement: id of the search's study
 
 # on variants
 VARIED = "varied"  # JSON {dotted key: value}: what sets this variant apart from its siblings

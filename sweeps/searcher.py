@@ -7,20 +7,18 @@ and the records.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ray.tune.search import Searcher
 
-from sweeps.strategy import Decision, End, Job, Key, Search
+from sweeps.strategy import End, Job, Key, Search
 
 
 class FoldRunSearcher(Searcher):
     """`launch` gives the configuration of a job's trial, or its end where it has been recorded already; `end_of` the
     end of a fold run that Tune says is over (None: it left no record); `halt` leaves word that a fold run shall stop.
+    No more than `most` fold runs are begun: what a budget leaves.
     """
 
     def __init__(
@@ -29,9 +27,11 @@ class FoldRunSearcher(Searcher):
         launch: Callable[[Job], dict[str, Any] | End],
         end_of: Callable[[Key], End | None],
         halt: Callable[[Key, str], None],
+        most: int | None = None,
     ) -> None:
         super().__init__()
         self._search, self._launch, self._end_of, self._halt = search, launch, end_of, halt
+        self._left = most
         self._jobs: dict[str, Job] = {}  # by trial id: fold runs under way
         self._waiting: set[Key] = set()  # over for Tune, without a record so far
 
@@ -50,7 +50,8 @@ class FoldRunSearcher(Searcher):
 
         Never None while nothing is under way: Tune would block for ten minutes.
         """
-        while (job := self._search.next()) is not None:
+        while self._left != 0 and (job := self._search.next()) is not None:
+            self._left = None if self._left is None else self._left - 1
             launched = self._launch(job)
             if not isinstance(launched, End):
                 self._jobs[trial_id] = job
@@ -59,7 +60,7 @@ class FoldRunSearcher(Searcher):
                     self._halt(job.key, reason)
                 return launched
             self._search.ended(job.key, launched)
-        if self._search.done:
+        if self._search.done or (self._left == 0 and not self._jobs):
             return Searcher.FINISHED
         if not self._jobs and self._waiting:
             return Searcher.FINISHED if not self.catch_up() else self.suggest(trial_id)
@@ -94,40 +95,3 @@ class FoldRunSearcher(Searcher):
                 self._search.ended(key, end)
                 found = True
         return found
-
-
-def read_log(path: Path) -> list[Decision]:
-    """The decisions of earlier drivers; empty where there were none.
-
-    A last line that was cut off is dropped: a decision takes effect only after its line is on disk. Raises ValueError
-    naming the line for any other that cannot be read.
-    """
-    if not path.exists():
-        return []
-    whole, _, rest = path.read_bytes().rpartition(b"\n")
-    decisions = []
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            decisions.append(json.loads(line))
-        except ValueError:
-            raise ValueError(
-                f"line {number} of {path} is damaged; restore the file, or delete it to ask the search anew "
-                "(recorded fold runs are kept)"
-            ) from None
-    if rest:
-        with path.open("r+b") as file:
-            file.truncate(len(whole) + 1 if whole else 0)
-    return decisions
-
-
-def append_to(path: Path) -> Callable[[Decision], None]:
-    """A function that writes a decision as the next line of `path` and has it on disk when it returns."""
-
-    def record(decision: Decision) -> None:
-        line = json.dumps(decision, allow_nan=False, ensure_ascii=False)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    return record

@@ -182,6 +182,7 @@ class Sweep:
     left_out: tuple[str, ...] = ()  # labels of combinations that break a constraint
     search: SearchPlan | None = None
     judge_seeds: tuple[int, ...] = ()
+    judges: str = ""  # of a judgement: the id of the search's study
     identity: str = ""  # of a search, whose variants grow: its space, settings and base, hashed
 
     @property
@@ -569,7 +570,7 @@ def _structure_problems(file: SweepFile, settings: Mapping[str, Any]) -> Iterato
             if name in file.model_fields_set:
                 yield f"{name!r} belongs to kind: search"
     else:
-        yield from _search_problems(file)
+        yield from _search_problems(file, settings)
     for name, keys in file.variants.items():
         for key in settings:
             if key in flat(keys):
@@ -606,7 +607,7 @@ OBJECTIVES = (
 )
 
 
-def _search_problems(file: SweepFile) -> Iterator[str]:
+def _search_problems(file: SweepFile, settings: Mapping[str, Any]) -> Iterator[str]:
     if not file.space:
         yield "a search needs `space`, the keys it may set and their values"
     for name in ("vary", "variants", "design"):
@@ -619,13 +620,18 @@ def _search_problems(file: SweepFile) -> Iterator[str]:
             "a search needs `locked`, regions or patients that it never sees, e.g. locked: [patient=P1, patient=P4]: "
             "its winner, tested on the folds that chose it, would look better than it is"
         )
-    if "holdout" in {key.removeprefix("folds.") for key in flat(file.base)}:
-        yield "the base of a search sets folds.holdout; name the groups under `locked`"
+    for where, keys in (("the base of a search sets", flat(file.base)), ("SET gives", settings)):
+        for key in ("folds.holdout", "folds.tested"):
+            if key in keys:
+                yield f"{where} {key}, which a search sets by itself; name the groups under `locked`"
     known = list(dict.fromkeys(key for loss in loss_names() for key in config_keys(loss)))
     for key in file.space:
         if key not in known:
             yield f"space: unknown key {key!r}{_did_you_mean(key, known)}"
     yield from space_problems(file.space)
+    metrics = [objective.metric for objective in file.search.objectives]
+    if repeated := [metric for at, metric in enumerate(metrics) if metric in metrics[:at]]:
+        yield f"search.objectives: {repeated[0]!r} stands twice"
     for objective in file.search.objectives:
         if objective.metric not in OBJECTIVES:
             yield (
@@ -690,10 +696,11 @@ def _told(error: Any, prefix: str = "") -> str:
     # The tag of a discriminated union stands in the location; it is no key a person wrote. (Only there: `distance` is
     # the name of a loss and of an option.)
     place = [str(part) for part in error["loc"]]
-    if place[0] == "loss":
+    if place[:1] == ["loss"]:
         del place[1:2]
     given = "" if error["type"] == "missing" else f" (given: {error['input']!r})"
-    return f"{prefix}{'.'.join(place)}: {error['msg'].lower()}{given}"
+    where = f"{prefix}{'.'.join(place)}" if place else prefix.removesuffix(".")
+    return f"{where}: {error['msg'].lower()}{given}"
 
 
 # --- keys -----------------------------------------------------------------------------------------------------------

@@ -17,11 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps import schema
+from sweeps.asked import ASKED, read_log
 from sweeps.board import duration
 from sweeps.lock import holder
-from sweeps.records import PROGRESS, CorruptRecord, FoldRun, Record, Records
+from sweeps.records import BROKEN, PROGRESS, CorruptRecord, FoldRun, Record, Records
 from sweeps.study import Study, read_study
 
+OPEN = ("waiting", "running", "interrupted")  # states of fold runs that are still to be trained
 STALE = 600.0  # seconds without an epoch after which a fold run under way is called silent
 
 
@@ -43,6 +45,8 @@ class Status:
             for variant in study.sweep.variants
         ]
         runs = [run for variant in variants for run in variant["fold_runs"]]
+        if study.sweep.stage == "search":
+            _mark_given_up(read_log(study.folder / ASKED), study, variants)
         seconds, resources = sum(run["seconds"] for run in runs), study.sweep.resources
         cost: dict[str, float] = {"cpu_hours": seconds * resources.cpus / 3600}
         if resources.gpus:
@@ -54,6 +58,7 @@ class Status:
         return {
             "study": study.id,
             "sweep": study.sweep.name,
+            "stage": study.sweep.stage,
             "data": study.data.name,
             "driver": driver,
             "states": dict(states),
@@ -75,13 +80,16 @@ class Status:
             told |= {"state": record.status, "reason": record.reason, "epochs": len(record.history), "of": epochs}
             told |= {"attempts": len(record.details.get("attempts", [])) or 1}
             told |= {"seconds": record.metrics.get(schema.SECONDS, seconds)}
-            told |= {"test_f1": record.metrics[schema.TEST_F1]} if record.status == "finished" else {}
+            if record.status == "finished":
+                told |= {"val_f1": record.metrics[schema.BEST_VAL_F1]}
+                # Who watches a search shall not choose by test cells.
+                told |= {} if study.sweep.stage == "search" else {"test_f1": record.metrics[schema.TEST_F1]}
             return told
         progress = _progress(records.checkpoint(run.id) / PROGRESS)
         if progress is None:
             return told | {"state": "waiting", "reason": "", "epochs": 0, "of": epochs, "seconds": 0.0}
         silent = time.time() - progress["time"]
-        state = "running" if holder(study.folder) is not None and silent < STALE else "stopped"
+        state = "running" if holder(study.folder) is not None and silent < STALE else "interrupted"
         told |= {"state": state, "reason": "", "epochs": progress["epoch"] + 1, "of": epochs, "ago": silent}
         return told | {"seconds": progress.get("seconds", 0.0), "val_f1": progress["val_f1"]}
 
@@ -96,6 +104,22 @@ class Status:
                 return None
             self._seen[run_id, stamp] = record
         return self._seen[run_id, stamp]
+
+
+def _mark_given_up(log: list[dict[str, Any]], study: Study, variants: list[dict[str, Any]]) -> None:
+    """Say of the fold runs that a search will not train any more why it will not."""
+    asked = {line["number"]: line["config"] for line in log if line["event"] == "ask"}
+    ends = {asked[line["number"]]: line for line in log if line["event"] == "told"}
+    for variant, shown in zip(study.sweep.variants, variants, strict=True):
+        end = ends.get(variant.config.id)
+        runs = shown["fold_runs"]
+        # What failed or diverged and was set aside is open once more.
+        if end is None or (end["end"] in BROKEN and all(run["state"] not in BROKEN for run in runs)):
+            continue
+        for run in runs:
+            if run["state"] == "waiting":
+                run |= {"state": "given up", "reason": ""}
+        shown["end"], shown["why"] = end["end"], end["why"]
 
 
 def _progress(path: Path) -> dict[str, Any] | None:
@@ -113,7 +137,7 @@ def _left(runs: list[dict[str, Any]], workers: int) -> float | None:
     if not done:
         return None
     pace = sum(run["seconds"] for run in runs) / done
-    open_epochs = sum(run["of"] - run["epochs"] for run in runs if run["state"] in ("waiting", "running", "stopped"))
+    open_epochs = sum(run["of"] - run["epochs"] for run in runs if run["state"] in OPEN)
     return pace * open_epochs / workers
 
 
@@ -142,7 +166,7 @@ def show_status(
         console.print(_shown(studies))
         return True
     with Live(_shown(studies), console=console, auto_refresh=False) as live:
-        while any(study["states"].get(state) for study in studies for state in ("waiting", "running", "stopped")):
+        while any(study["driver"] or study["states"].get(state) for study in studies for state in OPEN):
             time.sleep(watch)
             studies = status.read()
             live.update(_shown(studies), refresh=True)
@@ -155,17 +179,20 @@ def _shown(studies: list[dict[str, Any]]) -> RenderableType:
 
 def _one(study: dict[str, Any]) -> list[RenderableType]:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("variant", "finished", "test F1", "under way", "not finished"):
-        table.add_column(name, justify="right" if name in ("finished", "test F1") else "left")
+    score, shown_as = ("val_f1", "validation F1") if study["stage"] == "search" else ("test_f1", "test F1")
+    for name in ("variant", "finished", shown_as, "under way", "not finished"):
+        table.add_column(name, justify="right" if name in ("finished", shown_as) else "left")
     for variant in study["variants"]:
         runs = variant["fold_runs"]
-        scores = [run["test_f1"] for run in runs if run["state"] == "finished"]
+        scores = [run[score] for run in runs if run["state"] == "finished"]
         under_way = [
             f"fold {run['fold']} epoch {run['epochs']}/{run['of']}, {duration(run['ago'])} ago"
             for run in runs
-            if run["state"] in ("running", "stopped")
+            if run["state"] in ("running", "interrupted")
         ]
         bad = [f"fold {run['fold']} {run['state']}: {run['reason']}" for run in runs if run["reason"]]
+        if variant.get("end") == "raced out":
+            bad.append(f"raced out: {variant['why']}")
         table.add_row(
             Text(variant["variant"]),
             f"{len(scores)}/{len(runs)}",
@@ -177,5 +204,8 @@ def _one(study: dict[str, Any]) -> list[RenderableType]:
     cost = ", ".join(f"{value:.2f} {name.replace('_', '-')}" for name, value in study["cost"].items())
     left = study["seconds_left"]
     driver = "nobody is at work on it" if study["driver"] is None else f"run by {study['driver']}"
-    told = f"{states} · {cost} so far · {driver}" + ("" if left is None else f" · at most {duration(left)} left")
-    return [Text.assemble((study["sweep"], "bold"), f" on {study['data']} · study {study['study']}"), table, Text(told)]
+    of = " for the variants asked so far" if study["stage"] == "search" else ""
+    told = f"{states} · {cost} so far · {driver}" + ("" if left is None else f" · at most {duration(left)} left{of}")
+    stage = {"search": ", search: validation scores, no result", "judge": ", judgement"}.get(study["stage"], "")
+    head = f" on {study['data']} · study {study['study']}{stage}"
+    return [Text.assemble((study["sweep"], "bold"), head), table, Text(told)]

@@ -46,7 +46,7 @@ from optuna.trial import TrialState
 from guided.growth import REACHED_AT, WARMUP_EPOCHS, is_warmup
 from sweeps import schema
 from sweeps.records import Record, Status
-from sweeps.spec import Asha, Racing, SearchSettings, SearchSpace, SpecError, Variant
+from sweeps.spec import Asha, NoStop, Racing, SearchSettings, SearchSpace, SpecError, Variant
 
 Block = tuple[int, int, int]  # partition, fold, seed
 Key = tuple[str, int, int, int]  # config id, partition, fold, seed
@@ -235,6 +235,24 @@ def why_not_cmaes(space: SearchSpace, objectives: int, tries: int = 16) -> str |
     return None
 
 
+def check_settings(space: SearchSpace, blocks: int, settings: SearchSettings) -> None:
+    """Raises ValueError for settings that cannot work together, or not with that space and so many blocks."""
+    count, stop = len(settings.objectives), settings.stop
+    if count > 1 and not isinstance(stop, NoStop):
+        raise ValueError(
+            f"stop rule {stop.rule!r} compares one score and the search has {count} objectives; use rule none"
+        )
+    if isinstance(stop, Racing) and stop.first >= blocks:
+        raise ValueError(
+            f"racing starts with {stop.first} fold runs of a variant, and there are only {blocks}; "
+            "lower stop.first or use rule none"
+        )
+    if settings.sampler == "cmaes":
+        reason = why_not_cmaes(space, count)
+        if reason:
+            raise ValueError(f"sampler cmaes does not fit this search: {reason}; use tpe")
+
+
 class Search:
     """The state of a search. See the head of the module for what it decides and how a restart finds its state.
 
@@ -265,7 +283,7 @@ class Search:
         self._directions = [objective.direction for objective in settings.objectives]
         self._listed = space.listed()
         self._record = record or (lambda decision: None)
-        self._check()
+        check_settings(space, len(self._blocks), settings)
         self._study = optuna.create_study(directions=self._directions, sampler=make_sampler(settings, 0))
         self._trials: list[optuna.Trial | None] = []  # by number; None: known from elsewhere
         self._refusals = 0  # in a row
@@ -292,23 +310,6 @@ class Search:
             for block in self._blocks:
                 self._judge_rungs(asked, block)
         self._settle()
-
-    def _check(self) -> None:
-        count = len(self._directions)
-        if count > 1 and (self._racing or self._asha):
-            rule = self._settings.stop.rule
-            raise ValueError(
-                f"stop rule {rule!r} compares one score and the search has {count} objectives; use rule none"
-            )
-        if self._racing and self._racing.first >= len(self._blocks):
-            raise ValueError(
-                f"racing starts with {self._racing.first} fold runs of a variant, and there are only "
-                f"{len(self._blocks)}; lower stop.first or use rule none"
-            )
-        if self._settings.sampler == "cmaes":
-            reason = why_not_cmaes(self._space, count)
-            if reason:
-                raise ValueError(f"sampler cmaes does not fit this search: {reason}; use tpe")
 
     # --- what the driver asks and says ------------------------------------------------------------------------------
 

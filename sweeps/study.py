@@ -16,7 +16,7 @@ import numpy as np
 
 from guided.config import Config, Data, content_id
 from guided.data import Dataset, load_dataset
-from guided.folds import Fold, make_folds
+from guided.folds import Fold, holdout_rows, make_folds
 from guided.growth import reaches_length
 from guided.guide import EmbeddingGuide, load_guide
 from sweeps.budget import Budget
@@ -83,10 +83,22 @@ class Study:
         return {partition: make_folds(self.data, config, partition) for partition in self.sweep.partitions}
 
     @cached_property
+    def judgement_folds(self) -> list[Fold]:
+        """The folds on which the winner of a search is judged, one for each group that it never sees."""
+        config = self.sweep.variants[0].config.folds
+        return make_folds(self.data, config.model_copy(update={"tested": "holdout"}))
+
+    @cached_property
+    def compared_folds(self) -> list[Fold]:
+        """The folds that a comparison with the baseline is over: of a search, those of its judgement."""
+        if self.sweep.search is not None:
+            return self.judgement_folds
+        return [fold for cut in self.folds.values() for fold in cut]
+
+    @cached_property
     def test_train_ratio(self) -> float:
-        """n_test / n_train of the folds, averaged: what the corrected test needs."""
-        folds = [fold for cut in self.folds.values() for fold in cut]
-        return float(np.mean([len(fold.test) / len(fold.train) for fold in folds]))
+        """n_test / n_train of the compared folds, averaged: what the corrected test needs."""
+        return float(np.mean([len(fold.test) / len(fold.train) for fold in self.compared_folds]))
 
     def warnings(self) -> list[str]:
         """What would make the comparison weaker than it looks."""
@@ -118,11 +130,13 @@ class Study:
 
     def disk_needed(self) -> int:
         """Bytes a full run writes at most, apart from the decoded images: records and their copies in MLflow, and
-        the checkpoints of the fold runs under way."""
+        the checkpoints of the fold runs under way. A search may try longer embeddings than its baseline's: they are
+        a small part."""
         largest_test = max(len(fold.test) for cut in self.folds.values() for fold in cut)
         length = max(variant.config.embedding.length for variant in self.sweep.variants)
         record = largest_test * (2 * length + 4 * len(self.data.classes) + 40) + 50_000
-        return 2 * record * len(self.fold_runs) + 4 * 200_000_000
+        runs = len(self.fold_runs) * (1 if self.sweep.search is None else self.sweep.search.settings.variants)
+        return 2 * record * runs + 4 * 200_000_000
 
     def write(self) -> None:
         """Write the plan that workers and `status` read; keeps the time of the first start."""
@@ -141,6 +155,7 @@ class Study:
             "metric": sweep.metric,
             "stage": sweep.stage,
             "identity": sweep.identity,
+            "judges": sweep.judges,
             "budget": sweep.budget.model_dump(mode="json"),
             "max_failures": sweep.max_failures,
             "data": sweep.data.model_dump(mode="json"),
@@ -190,6 +205,10 @@ def make_study(sweep: Sweep, out: Path, *, progress: bool = True) -> Study:
     if problems:
         raise SpecError(f"sweep {sweep.name!r} on {data.name}", problems)
     study = Study(sweep, data, guides, out)
+    if sweep.search is not None:
+        problems += _locked_problems(study)
+    if problems:
+        raise SpecError(f"sweep {sweep.name!r} on {data.name}", problems)
     for variant in sweep.variants:
         batch = variant.config.train.batch_size
         smallest = min(len(fold.train) for cut in study.folds.values() for fold in cut)
@@ -200,6 +219,29 @@ def make_study(sweep: Sweep, out: Path, *, progress: bool = True) -> Study:
     if problems:
         raise SpecError(f"sweep {sweep.name!r} on {data.name}", problems)
     return study
+
+
+def _locked_problems(study: Study) -> list[str]:
+    """Why the groups that a search locks away cannot be, or its winner not be judged on them: told before, not after
+    it."""
+    config = study.sweep.variants[0].config.folds
+    told = f"locked: [{', '.join(config.holdout)}]"
+    if study.data.region is None and study.data.patient is None:
+        return [
+            f"{told}: the data name no regions and no patients, so that nothing can be locked away for the judgement"
+        ]
+    try:
+        tested = [fold.test for fold in study.judgement_folds]
+        holdout_rows(study.data, config)
+    except ValueError as error:
+        return [f"{told}: {str(error).removeprefix('folds.holdout: ')}"]
+    if sum(map(len, tested)) > len(np.unique(np.concatenate(tested))):
+        return [f"{told}: two of these groups have cells in common, which would be judged twice"]
+    try:
+        _ = study.folds
+    except ValueError as error:
+        return [f"{error}; {told} leaves the search no more"]
+    return []
 
 
 def read_study(folder: Path) -> Study:
@@ -228,6 +270,7 @@ def read_study(folder: Path) -> Study:
         # Absent from plans of before there were searches.
         stage=plan.get("stage", "ablation"),
         identity=plan.get("identity", ""),
+        judges=plan.get("judges", ""),
         budget=Budget(**plan.get("budget", {})),
         max_failures=plan.get("max_failures"),
     )

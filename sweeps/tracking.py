@@ -432,6 +432,7 @@ def _common_tags(study: Study) -> dict[str, str]:
     tags = {
         schema.SWEEP: study.sweep.name,
         schema.STAGE: study.sweep.stage,
+        schema.JUDGES: study.sweep.judges,
         schema.STUDY: study.id,
         schema.STARTED: study.started,
         schema.DATA_NAME: study.data.name,

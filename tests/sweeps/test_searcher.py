@@ -12,12 +12,13 @@ from ray.tune.search import Searcher
 
 from guided.config import Config
 from sweeps import schema
+from sweeps.asked import append_to, read_log
 from sweeps.engine import _place
 from sweeps.records import Records
 from sweeps.replay import ListedSpace
-from sweeps.searcher import FoldRunSearcher, append_to, read_log
+from sweeps.searcher import FoldRunSearcher
 from sweeps.spec import SearchSettings, Variant, load_sweep
-from sweeps.strategy import Block, End, Job, Key, Search
+from sweeps.strategy import Block, Decision, End, Job, Key, Search
 from sweeps.study import Study, make_study
 from sweeps.trainable import FoldRunTrial
 
@@ -126,7 +127,8 @@ def test_the_searcher_can_be_pickled_for_tune() -> None:
 def test_the_log_keeps_whole_lines_and_drops_one_that_was_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "asked.jsonl"
     assert read_log(path) == []
-    decisions = [{"event": "ask", "values": {"norm.weight": 0.1 + 0.2}}, {"event": "spent"}]
+    ask = {"event": "ask", "number": 0, "values": {"norm.weight": 0.1 + 0.2}, "config": "", "refused": "no"}
+    decisions: list[Decision] = [ask, {"event": "spent"}]
     record = append_to(path)
     for decision in decisions:
         record(decision)
@@ -138,10 +140,13 @@ def test_the_log_keeps_whole_lines_and_drops_one_that_was_cut_off(tmp_path: Path
         append_to(path)(decisions[1])
         assert path.read_bytes() == whole
     path.write_bytes(whole[:3])
-    assert read_log(path) == [] and path.read_bytes() == b""
-    path.write_bytes(b"{\n" + whole)
-    with pytest.raises(ValueError, match=r"line 1 of .*asked.jsonl is damaged; restore the file, or delete it"):
-        read_log(path)
+    assert read_log(path) == [] and path.read_bytes() == whole[:3], "reading changes nothing"
+    append_to(path)
+    assert path.read_bytes() == b""
+    for wrong in (b"{", b"[]", b"{}", b"3", b'{"event": 1}', b'{"event": "won"}', b'{"event": "start", "number": 0}'):
+        path.write_bytes(wrong + b"\n" + whole)
+        with pytest.raises(ValueError, match=r"line 1 of .*asked.jsonl is damaged; restore the file, or delete it"):
+            read_log(path)
 
 
 # --- a fold run that is stopped -------------------------------------------------------------------------------------

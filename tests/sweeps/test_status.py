@@ -24,7 +24,7 @@ def study(tmp_path: Path) -> Study:
     records = Records(study.out)
     finished, failed, under_way, *_ = study.fold_runs
     epoch = {"val/f1_macro": 0.5, "time/train": 100.0, "time/embed": 10.0, "time/validate": 5.0, "time/refresh": 5.0}
-    metrics = {"test/f1_macro": 0.75, "time/total": 500.0}
+    metrics = {"test/f1_macro": 0.75, "best/val_f1_macro": 0.5, "time/total": 500.0}
     records.write(finished, "finished", metrics=metrics, history=[epoch] * 4)
     records.write(failed, "failed", reason="MemoryError: provoked (also alone)", history=[epoch])
     progress = {"epoch": 1, "val_f1": 0.4, "length": 2, "time": time.time(), "seconds": 240.0}
@@ -55,7 +55,7 @@ def test_states_cost_and_time_left(study: Study, capsys: pytest.CaptureFixture[s
 def test_without_a_driver_nothing_runs(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     (state,) = json.loads(told(study, capsys, "--json"))
     assert state["driver"] is None and state["seconds_left"] is None
-    assert state["states"] == {"finished": 1, "stopped": 1, "failed": 1, "waiting": 3}
+    assert state["states"] == {"finished": 1, "interrupted": 1, "failed": 1, "waiting": 3}
 
 
 def test_a_damaged_record_is_shown_and_the_rest_too(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
