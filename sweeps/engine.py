@@ -69,6 +69,8 @@ class _Watcher(tune.Callback):
         if "out_of_memory" in result:
             self.starved[run_id] = result["out_of_memory"]
             self._board.waits(run_id, "out of memory, again when alone")
+        elif "hindered" in result:
+            self._hinder(run_id, result["hindered"])
         elif not result.get("done"):
             self._board.epoch(run_id, result["epoch"], result["val_f1"], result["length"])
         else:
@@ -83,7 +85,7 @@ class _Watcher(tune.Callback):
             self.starved[run_id] = _told(cause)
             self._board.waits(run_id, "its process died, again when alone")
         elif isinstance(cause, OSError):
-            self._hinder(run_id, cause)
+            self._hinder(run_id, _told(cause))
         else:
             now, attempts = time.time(), attempts_in(self._records.checkpoint(run_id))
             began = min((attempt["began"] for attempt in attempts if "began" in attempt), default=now)
@@ -92,13 +94,13 @@ class _Watcher(tune.Callback):
             try:
                 self._records.write(self._runs[run_id], "failed", reason=reason, details=details)
             except OSError as error:
-                self._hinder(run_id, error)
+                self._hinder(run_id, _told(error))
             else:
                 self._ended(run_id)
 
-    def _hinder(self, run_id: str, error: OSError) -> None:
-        self.hindered[run_id] = _told(error)
-        self._board.waits(run_id, _told(error))
+    def _hinder(self, run_id: str, reason: str) -> None:
+        self.hindered[run_id] = reason
+        self._board.waits(run_id, reason)
 
     def _ended(self, run_id: str) -> None:
         record = self._records.read(run_id)
