@@ -34,6 +34,16 @@ def processes(folder: Path, name: str) -> list[psutil.Process]:
     return found
 
 
+def training(folder: Path, head: psutil.Process) -> list[psutil.Process]:
+    """Nodes on which a fold run is under way."""
+    found = []
+    for node in processes(folder, "raylet"):
+        if node.pid != head.pid:
+            words = [part for child in node.children(recursive=True) for part in child.cmdline()]
+            found += [node] if any("ray::ResourceTrainable.train" in word for word in words) else []
+    return found
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """Address and folder of a head without CPUs, whose autoscaler may bring three nodes of one CPU."""
@@ -126,8 +136,8 @@ def test_the_autoscaler_brings_nodes_one_dies_and_all_go(cluster: tuple[str, Pat
     try:
         wait_for(lambda: len(executions(log)) >= 8 or driver.poll() is not None, 240, "some epochs on nodes that came")
         assert driver.poll() is None, driver.communicate()[0]
-        workers = [process for process in processes(folder, "raylet") if process.pid != head.pid]
-        workers[0].kill()
+        wait_for(lambda: training(folder, head), 60, "a node with a fold run under way")
+        training(folder, head)[0].kill()
         printed, _ = driver.communicate(timeout=300)
     finally:
         if driver.poll() is None:
