@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from mlflow.exceptions import MlflowException
@@ -13,24 +14,36 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from analysis.runs import default_uri, load_study
+from analysis.runs import FINISHED, default_uri, load_study
 from analysis.stats import ROPE
 from analysis.tables import FORMATS, Comparison, caption, compare, render, render_by_method, sentence, shown
+from guided.cli import INCOMPLETE, OK, WRONG, add_common, program
 
-OK, INCOMPLETE, WRONG = 0, 1, 2
+if TYPE_CHECKING:
+    from analysis.evidence import Evidence
+
+COMMAND = "guided-analysis"
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of `python -m analysis`."""
     top = argparse.ArgumentParser(
-        prog="python -m analysis",
-        description="From recorded fold runs to a comparison that can be trusted. Reads MLflow, changes nothing there.",
+        prog=program("analysis", COMMAND),
+        description="From recorded fold runs to a comparison that can be trusted. Changes nothing in MLflow but the "
+        "report attached to a study.",
         epilog="Exit code 0: complete; 1: fold runs are missing (the table names them); 2: nothing could be read.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, told in (
         ("table", "print a study's comparison with its baseline"),
-        ("report", "print it and write the page, the figure and the tables to OUT/reports/NAME"),
+        (
+            "claims",
+            "print which of the paper's claims a study supports or contradicts, and what would decide the others",
+        ),
+        (
+            "report",
+            "print it, write page, figures and tables to OUT/reports/NAME and attach them to the study in MLflow",
+        ),
     ):
         command = commands.add_parser(name, help=told, description=told)
         command.add_argument("name", help="name of a sweep, or the path of its file")
@@ -43,12 +56,14 @@ def parser() -> argparse.ArgumentParser:
             default=ROPE,
             help="differences within ± ROPE are practically none (default: %(default)s)",
         )
+        if name == "claims":
+            command.add_argument("--format", choices=(*FORMATS, "json"), default="text", help="default: text")
         if name == "table":
             command.add_argument("--format", choices=FORMATS, default="text", help="default: text")
             command.add_argument(
                 "--by-method", action="store_true", help="methods by length, beside the paper's Table 1"
             )
-    return top
+    return add_common(top, COMMAND, commands.choices.values())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,20 +74,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         uri = given.uri or default_uri(given.out)
         study = load_study(uri, name, given.study)
+        if given.command == "claims":
+            from analysis.claims import render_claims, verdicts  # with scikit-learn, slow to import
+
+            sys.stdout.write(render_claims(study, verdicts(study, uri, given.rope), given.format, given.rope))
+            return OK if study.complete else INCOMPLETE
         comparison = compare(study, given.rope)
         if given.command == "table":
             sys.stdout.write((render_by_method if given.by_method else render)(comparison, given.format))
         else:
             _print(comparison, console)
-            from analysis.repeats import repeats  # with matplotlib and scikit-learn, slow to import
+            # With matplotlib and scikit-learn, slow to import.
+            from analysis.artifacts import attach
             from analysis.report import write_report
 
-            page = write_report(comparison, given.out.absolute() / "reports" / name, repeats(study, uri))
+            folder = given.out.absolute() / "reports" / name
+            stability, evidence, claims, lacking = _cells(comparison, uri)
+            page = write_report(comparison, folder, stability, evidence, claims)
+            if lacking is not None:
+                told = f"the report has no figures of cells and no verdicts on the paper's claims ({escape(lacking)})"
+                console.print(f"[yellow]note[/yellow] {told}", soft_wrap=True)
+            problem = attach(uri, study, folder)
             console.print(f"[dim]report  {page}[/dim]", soft_wrap=True)
+            if problem is not None:
+                told = f"the report is not attached to the study in MLflow ({escape(problem)})"
+                console.print(f"[yellow]note[/yellow] {told}", soft_wrap=True)
     except (ValueError, OSError, MlflowException) as error:
+        if given.debug:
+            raise
         errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         return WRONG
     return OK if study.complete else INCOMPLETE
+
+
+Cells = tuple[pd.DataFrame | None, "Evidence | None", pd.DataFrame | None, str | None]
+
+
+def _cells(comparison: Comparison, uri: str) -> Cells:
+    """What the report reads from the files of fold runs: stability over seeds, figures of cells, and the claims of the
+    paper that this study tests; where files cannot be read, why: the comparison does not hang on them."""
+    from analysis.claims import verdicts
+    from analysis.evidence import gather
+    from analysis.repeats import repeats
+
+    if not (comparison.study.frame["status"] == FINISHED).any():
+        return None, None, None, None
+    try:
+        claims = verdicts(comparison.study, uri, comparison.rope)
+        tested = claims[claims["verdict"] != "not tested"]
+        return repeats(comparison.study, uri), gather(uri, comparison), tested, None
+    except (ValueError, OSError, MlflowException) as error:
+        return None, None, None, str(error).strip().splitlines()[0]
 
 
 # Left out one after the other where the terminal is too narrow; the page and the files have them all.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from analysis.runs import FINISHED, LOSS, StudyRuns, VariantInfo, load_arrays
-from guided.geometry import Symmetry, class_means, stability
+from guided.geometry import Stability, Symmetry, class_means, stability
 
 # What a loss cannot see, and so may differ from run to run at no cost (guided.geometry.stability).
 SYMMETRIES: dict[str, Symmetry] = {"guide2d": "none", "guide_umap": "none", "distance": "axes"}
@@ -19,38 +21,61 @@ def symmetry_of(variant: VariantInfo) -> Symmetry:
     return SYMMETRIES.get(variant.parameters[LOSS], "isometries")
 
 
-def repeats(study: StudyRuns, uri: str) -> pd.DataFrame:
+MOST_RUNS = 400  # whose arrays are read: a tenth of a second each
+
+COLUMNS = ("variant", "seeds", "raw", "symmetry", "aligned", "distances", "note")
+
+
+def repeats(study: StudyRuns, uri: str, most: int = MOST_RUNS) -> pd.DataFrame:
     """Stability of the class means of the test cells over seeds, one row per variant with at least two of them.
 
     Columns: variant, seeds, raw (deviation as it is, in shares of the layout's size), symmetry (what the loss cannot
-    see), aligned (deviation once that is removed), distances (correlation of all distances between classes). Within
-    each fold over its seeds, then averaged over folds. A variant with missing fold runs has no row.
+    see), aligned (deviation once that is removed), distances (correlation of all distances between classes), note.
+    Within each fold over its seeds, then averaged over folds. A variant with missing fold runs has no row. A variant
+    has NaN and a note that says why where a repeat has no layout to compare (its classes all coincide), and where the
+    arrays of `most` fold runs have been read for the variants before it, the baseline first.
     """
-    rows = []
-    for variant in study.variants:
+    rows, read = {}, 0
+    for variant in sorted(study.variants, key=lambda each: not each.baseline):
         runs = study.frame[study.frame["variant"] == variant.label]
-        if runs["seed"].nunique() < 2 or (runs["status"] != FINISHED).any():
+        seeds = runs["seed"].nunique()
+        if seeds < 2 or (runs["status"] != FINISHED).any():
             continue
-        symmetry, found = symmetry_of(variant), []
-        for _, of_fold in runs.groupby(["partition", "fold"]):
-            arrays = [load_arrays(uri, run) for run in of_fold["run"]]
-            longest = max(each["test_embedding"].shape[1] for each in arrays)
-            means = [
-                class_means(_padded(each["test_embedding"], longest), each["test_labels"], len(each["classes"]))
-                for each in arrays
+        symmetry = symmetry_of(variant)
+        row: dict[str, object] = {"variant": variant.label, "seeds": seeds, "symmetry": symmetry, "note": ""}
+        rows[variant.label] = row
+        if read + len(runs) > most:
+            row["note"] = f"not read: only {most} fold runs are"
+            continue
+        read += len(runs)
+        try:
+            found = [
+                over_seeds(uri, of_fold["run"].tolist(), symmetry, f"partition {partition} fold {fold}")
+                for (partition, fold), of_fold in runs.groupby(["partition", "fold"])
             ]
-            found.append(stability(np.stack(means), symmetry))
-        rows.append(
-            {
-                "variant": variant.label,
-                "seeds": runs["seed"].nunique(),
-                "raw": np.mean([each.raw for each in found]),
-                "symmetry": symmetry,
-                "aligned": np.mean([each.aligned for each in found]),
-                "distances": _mean([each.distance_correlation for each in found]),
-            }
-        )
-    return pd.DataFrame(rows, columns=["variant", "seeds", "raw", "symmetry", "aligned", "distances"])
+        except ValueError as error:
+            row["note"] = str(error)
+            continue
+        row["raw"] = float(np.mean([each.raw for each in found]))
+        row["aligned"] = float(np.mean([each.aligned for each in found]))
+        row["distances"] = _mean([each.distance_correlation for each in found])
+    table = pd.DataFrame([rows[each.label] for each in study.variants if each.label in rows], columns=list(COLUMNS))
+    return table.astype({name: float for name in ("raw", "aligned", "distances")})
+
+
+def over_seeds(uri: str, runs: Sequence[str], symmetry: Symmetry, where: str) -> Stability:
+    """Stability over the runs of one fold, by their MLflow ids. Raises ValueError naming the fold where a layout has
+    collapsed."""
+    arrays = [load_arrays(uri, run) for run in runs]
+    longest = max(each["test_embedding"].shape[1] for each in arrays)
+    means = [
+        class_means(_padded(each["test_embedding"], longest), each["test_labels"], len(each["classes"]))
+        for each in arrays
+    ]
+    try:
+        return stability(np.stack(means), symmetry)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _mean(values: list[float | None]) -> float:

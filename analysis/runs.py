@@ -19,6 +19,7 @@ import pandas as pd
 # Short patience, as for the writer: a report that waits four minutes for a dead server helps nobody.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
 
@@ -83,6 +84,12 @@ class StudyRuns:
         """Whether every planned fold run has finished."""
         return bool((self.frame["status"] == FINISHED).all())
 
+    @property
+    def ratio(self) -> float | None:
+        """n_test / n_train, averaged over finished fold runs; None where there is none."""
+        finished = self.frame[self.frame["status"] == FINISHED]
+        return float((finished[schema.TEST_CELLS] / finished[schema.TRAIN_CELLS]).mean()) if len(finished) else None
+
 
 def default_uri(out: Path) -> str:
     """MLFLOW_TRACKING_URI, else the SQLite store under OUT."""
@@ -90,7 +97,7 @@ def default_uri(out: Path) -> str:
 
 
 def load_study(uri: str, sweep: str, study: str | None = None) -> StudyRuns:
-    """Read one study of `sweep`: the one named, else the one that was started last.
+    """Read one study of `sweep`: the one named, else the one that was started last; of a search, its judgement.
 
     Raises ValueError for a sweep or study that is not there (with the nearest name), and for a record that cannot be
     trusted: two runs for one fold run or variant, a variant that is gone, a metric that is missing or not finite, no
@@ -103,7 +110,15 @@ def load_study(uri: str, sweep: str, study: str | None = None) -> StudyRuns:
     if not parents:
         raise ValueError(f"no runs of sweep {sweep!r} in {uri}; {_known(client, sweep)}")
     started = {run.data.tags[schema.STUDY]: run.data.tags[schema.STARTED] for run in parents}
-    chosen = study or max(started, key=lambda one: (started[one], one))
+    # What a search trained in order to choose is read by its id only: the folds that chose a winner flatter it.
+    chosen_from = {run.data.tags[schema.STUDY] for run in parents if run.data.tags.get(schema.STAGE) == schema.SEARCH}
+    results = [one for one in started if one not in chosen_from]
+    if not results and study is None:
+        raise ValueError(
+            f"the search {sweep!r} has not been judged yet; run the sweep again to go on (its fold runs so far are "
+            f"study {', '.join(sorted(chosen_from))})"
+        )
+    chosen = study or max(results, key=lambda one: (started[one], one))
     if chosen not in started:
         held = ", ".join(f"{one} ({when})" for one, when in sorted(started.items(), key=lambda item: item[1]))
         raise ValueError(f"sweep {sweep!r} has no study {chosen!r}; it has: {held}")

@@ -69,10 +69,7 @@ class Comparison:
 
 def compare(study: StudyRuns, rope: float = ROPE) -> Comparison:
     """Compare every variant of a study with its baseline; differences within ± `rope` are practically none."""
-    finished = study.frame[study.frame["status"] == FINISHED]
-    ratio = None
-    if len(finished):
-        ratio = float((finished[schema.TEST_CELLS] / finished[schema.TRAIN_CELLS]).mean())
+    ratio = study.ratio
     scores = {variant.label: _scores(study, variant) for variant in study.variants}
     base = scores[study.baseline.label]
     found: dict[str, tuple[Difference, Posterior]] = {}

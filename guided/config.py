@@ -256,6 +256,18 @@ class Folds(Strict):
     validation_group: Literal["cell", "group"] = "cell"  # group: whole regions or patients validate; beyond the paper
     # Regions or patients that no fold touches; a winner is judged there. "patient=1" where "1" names a region as well.
     holdout: Annotated[tuple[str, ...], AfterValidator(_each_once)] = ()
+    # holdout: one fold for each name of the hold-out, which is its test part; all other cells train and validate
+    tested: Literal["folds", "holdout"] = "folds"
+
+    @property
+    def number(self) -> int:
+        """How many folds a partition has."""
+        return self.count if self.tested == "folds" else len(self.holdout)
+
+    @property
+    def idle(self) -> set[str]:
+        """Options that mean nothing beside the others and stay out of the id."""
+        return {"tested"} if self.tested == "folds" else {"count"}
 
 
 class Config(Strict):
@@ -275,15 +287,17 @@ class Config(Strict):
     @property
     def id(self) -> str:
         """Twelve hex digits of the content; two variants that differ in nothing, or in idle options only, share it."""
-        told = self.model_dump(mode="json", exclude={"guide": self.guide.idle, "embedding": self.embedding.idle})
+        idle = {"guide": self.guide.idle, "embedding": self.embedding.idle, "folds": self.folds.idle}
+        told = self.model_dump(mode="json", exclude=idle)
         return content_id({"schema": SCHEMA_VERSION, **told})
 
 
 class Data(Strict):
     """Where the cells come from and how they become squares of `size` pixels.
 
-    `source` is `synthetic`, a MedMNIST file (.npz) or a manifest (.csv) with the columns path and label (an image a
-    cell) or image, x, y and label (centres in px of larger images, id if they have names). One scale holds for the
+    `source` is `synthetic`, a MedMNIST file (.npz), a folder per class, a parquet file of images and labels, or a
+    manifest (.csv) with the columns path and label (an image a cell) or image, x, y and label (centres in px of larger
+    images, id if they have names). One scale holds for the
     whole set: `field` source pixels become `size` pixels, then centre crop or padding; size is diagnostic, so nothing
     is stretched to fit. `field` None takes the median of the images' longer sides; with centres it must be given.
     """

@@ -74,11 +74,14 @@ def make_folds(data: Dataset, config: Folds, partition: int = 0) -> list[Fold]:
     Every cell that is not locked away (`holdout_rows`) is tested once. `partition` numbers the ways to cut: each number
     is a different cut, the same for every order of the rows, with classes and sizes as even over the folds as whole
     groups allow. Validation cells are drawn by class (4.1: "12.5 % of the training data"), so that training and
-    validation may share a region, or are whole groups (`validation_group`).
+    validation may share a region, or are whole groups (`validation_group`). With `folds.tested: holdout` there is one
+    fold for each name of the hold-out instead: its cells are tested, all others train and validate.
 
     Raises ValueError where a grouping is asked for that the data do not have, where there are fewer groups than folds
     or fewer ways to cut them than `partition` asks for, and for a hold-out that is not in the data.
     """
+    if config.tested == "holdout":
+        return _judgement_folds(data, config, partition)
     grouped_by, groups = _groups(data, config)
     if config.validation_group == "group" and groups is None:
         raise ValueError(
@@ -135,6 +138,33 @@ def make_folds(data: Dataset, config: Folds, partition: int = 0) -> list[Fold]:
                 validation_group=config.validation_group,
             )
         )
+    return folds
+
+
+def _judgement_folds(data: Dataset, config: Folds, partition: int) -> list[Fold]:
+    """The folds on which the winner of a search is judged: the groups that it never saw, one after the other."""
+    if not config.holdout:
+        raise ValueError("folds.tested is holdout, but folds.holdout names no region or patient")
+    if config.validation_group == "group":
+        raise ValueError(
+            "folds.tested: holdout draws its validation cells by class; set folds.validation_group to cell"
+        )
+    grouped_by, groups = _groups(data, config)
+    folds = []
+    for index, name in enumerate(config.holdout):
+        tested = holdout_rows(data, config.model_copy(update={"holdout": (name,)}))
+        rest = np.setdiff1d(np.arange(len(data.labels)), tested)
+        rest = rest[np.argsort(data.ids[rest])]
+        held = _stratified_sample(data.labels[rest], config.validation, np.random.default_rng([partition, index]))
+        train, validation = np.sort(rest[~held]), np.sort(rest[held])
+        notes = [
+            note
+            for part, rows in (("training", train), ("validation", validation), ("test", tested))
+            for note in _absent(data, rows, part)
+        ]
+        notes.append(f"{name} is tested, which the search never saw")
+        notes += _shared(data.patient, rest, tested, "patients in training and test")
+        folds.append(Fold(partition, index, train, validation, tested, grouped_by, groups, notes=tuple(notes)))
     return folds
 
 

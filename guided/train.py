@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import cos, pi
@@ -20,11 +20,12 @@ import numpy as np
 import torch
 
 from guided import classify
-from guided.augment import Images, augmented
-from guided.backbone import EmbeddingNet, Optimizers
-from guided.config import Config, Guide2D
+from guided.augment import Images
+from guided.backbone import EmbeddingNet, Optimizers, restored
+from guided.config import METHOD_VERSION, Config, Guide2D, content_id
 from guided.data import Dataset
 from guided.folds import Fold
+from guided.geometry import class_means
 from guided.growth import is_warmup, length_at
 from guided.guide import EmbeddingGuide
 from guided.losses import LOSSES, Guide2DLoss, LossObject, Setting, class_weights, norm_penalty
@@ -53,8 +54,63 @@ class FoldResult:
     predicted: np.ndarray  # (T,) classes
     scores: np.ndarray  # (T, C) float32
     embedding: np.ndarray  # (T, n) float16, of the test cells at the best epoch
+    anchors: np.ndarray  # (C, n) float32, class means of the training cells there; NaN for a class without any
     guide: np.ndarray | None  # (C, n) the points the cells were drawn to at the best epoch; None: the loss has none
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class AllCells:
+    """Stands for a fold where every cell trains and none is held out."""
+
+    train: np.ndarray  # (N,) rows of the data set
+    validation: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    test: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    partition: int = 0
+    index: int = 2**16  # no fold has this number: the refit draws a start of its own
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A network trained on all cells."""
+
+    net: EmbeddingNet  # its head cut to the length of the last epoch
+    pixel_mean: np.ndarray  # (3,) float32, of the channels in 0-255
+    pixel_sd: np.ndarray  # (3,)
+    embedding: np.ndarray  # (N, n) float32 of the training cells, without augmentation
+    on_drawing: bool  # the last epoch drew the first two components to the guide (loss guide2D or the warm-up)
+    history: list[Epoch]
+
+
+def fit_all(
+    data: Dataset,
+    rows: np.ndarray,
+    guide: EmbeddingGuide,
+    config: Config,
+    lengths: Sequence[int],
+    *,
+    seed: int,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+) -> Generator[Epoch, None, Fitted]:
+    """Train on the cells `rows` for as many epochs as there are `lengths`, each with that length of the embedding.
+
+    The loop of `run_fold` without validation and test: nothing is held out, so nothing can choose an epoch, and how
+    long to train is for the caller to know from the folds. Learning rates follow the epoch budget of `config`, of
+    which `lengths` may be a part. Yields the record of each epoch; `checkpoint` and the errors are those of `run_fold`.
+    """
+    if not lengths:
+        raise ValueError("a training of no epochs was asked for")
+    run = _Run(data, AllCells(rows), guide, config, seed, _device(device))
+    if checkpoint is not None:
+        run.load(checkpoint)
+    for length in lengths[len(run.history) :]:
+        record = run.unjudged_epoch(length)
+        if checkpoint is not None:
+            run.save(checkpoint)
+        yield record
+    return run.fitted(lengths[-1])
 
 
 def run_fold(
@@ -66,17 +122,26 @@ def run_fold(
     seed: int,
     device: str = "cpu",
     checkpoint: Path | None = None,
+    warmups: Path | None = None,
 ) -> Generator[Epoch, None, FoldResult]:
     """Train one fold; yields the record of each epoch, returns the result.
 
     With `checkpoint` (a folder) the state is saved after every epoch, and a run that finds one there goes on behind
-    its last epoch, to the same result bit for bit on the CPU. On `device` "cpu" one seed gives one result. Raises
+    its last epoch, to the same result bit for bit on the CPU. On `device` "cpu" one seed gives one result.
+
+    `warmups` (a folder) is shared by fold runs that differ in nothing before their warm-up ends (`warmup_key`): the
+    first to get there leaves its state, the others take it over with its epochs, their times included, and go on as if
+    they had trained them themselves, to the same result bit for bit on the CPU. Raises
     Diverged where the loss is no longer finite or the embedding has collapsed, ValueError for a checkpoint that is
     there but cannot be trusted, RuntimeError for a device that is not there.
     """
     run = _Run(data, fold, guide, config, seed, _device(device))
     if checkpoint is not None:
         run.load(checkpoint)
+    if warmups is not None and run.take_over(warmups):
+        if checkpoint is not None:
+            run.save(checkpoint)
+        yield from run.history
     while not run.over:
         try:
             record = run.epoch()
@@ -89,6 +154,15 @@ def run_fold(
     return run.finish()
 
 
+def warmup_key(config: Config) -> str | None:
+    """What the warm-up of a variant depends on, as hex digits; None where there is none.
+
+    The warm-up trains guide2D whatever the method (3.3), so variants that differ in their loss alone pass through the
+    same states.
+    """
+    return config.model_copy(update={"loss": Guide2D()}).id if config.embedding.warmup else None
+
+
 def _device(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise RuntimeError(f"device {name!r} was asked for, but this process sees no CUDA device")
@@ -99,7 +173,13 @@ class _Run:
     """State of one fold run between epochs."""
 
     def __init__(
-        self, data: Dataset, fold: Fold, guide: EmbeddingGuide, config: Config, seed: int, device: torch.device
+        self,
+        data: Dataset,
+        fold: Fold | AllCells,
+        guide: EmbeddingGuide,
+        config: Config,
+        seed: int,
+        device: torch.device,
     ) -> None:
         if guide.classes != data.classes:
             raise ValueError(f"guide {guide.name!r} is not in the class order of {data.name!r}")
@@ -132,6 +212,9 @@ class _Run:
         self.images = Images.of(data.images, fold.train, device)
         self.history: list[Epoch] = []
         self.best: dict[str, Any] = {"epoch": -1, "f1": -1.0}
+        # Training and validation embedding of an epoch; kept of the best one, because its net will give them again.
+        self.embedded: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.warmup_left: Path | None = None  # where the state at the end of the warm-up is wanted
 
     def _rng(self, *stream: int) -> np.random.Generator:
         # A stream per purpose and epoch: nothing of a random state needs to be saved to go on from a checkpoint.
@@ -166,7 +249,7 @@ class _Run:
         warmup = is_warmup(epoch, config.embedding)
         started = time.perf_counter()
         record: Epoch = {"epoch": float(epoch), "embedding/length": float(length)}
-        loss = self.warmup_loss if warmup else self.loss
+        loss = self._loss_at(epoch)
         record |= self._train(epoch, length, loss)
         trained = time.perf_counter()
         fold, labels = self.fold, self.data.labels
@@ -179,7 +262,6 @@ class _Run:
         by_head = loss.predict(validation)
         if by_head is not None:
             record["val/f1_macro_head"] = macro_f1(labels[fold.validation], by_head, len(self.data.classes))
-        validated = time.perf_counter()
         if record["val/f1_macro"] > self.best["f1"]:
             state = {key: value.detach().cpu().clone() for key, value in self.net.state_dict().items()}
             self.best = {
@@ -189,16 +271,81 @@ class _Run:
                 "net": state,
                 "loss": loss.state(),
             }
-        last_of_warmup = warmup and not is_warmup(epoch + 1, config.embedding)
-        if self.loss.needs_refresh and (not warmup or last_of_warmup):
-            seed = int(self._rng(2, epoch).integers(2**31))
-            record |= self.loss.refresh(train, labels[fold.train], seed)
+            self.embedded = {epoch: (train, validation)}
         record["time/train"] = trained - started
         record["time/embed"] = embedded - trained
-        record["time/validate"] = validated - embedded
-        record["time/refresh"] = time.perf_counter() - validated
+        record["time/validate"] = time.perf_counter() - embedded
         self.history.append(record)
+        last_of_warmup = warmup and not is_warmup(epoch + 1, config.embedding)
+        if last_of_warmup and self.warmup_left is not None:
+            # Without what the loss knows: nothing yet, and the next one may be another.
+            _write(self.warmup_left, self._state() | {"loss": {}, "train": torch.from_numpy(train)})
+        if not warmup or last_of_warmup:
+            self._refresh(train)
+        else:
+            record["time/refresh"] = 0.0
         return record
+
+    def _refresh(self, train: np.ndarray) -> None:
+        """Let the loss learn from the training embedding (N, n) of the last epoch, and record it there."""
+        started = time.perf_counter()
+        record = self.history[-1]
+        if self.loss.needs_refresh:
+            seed = int(self._rng(2, len(self.history) - 1).integers(2**31))
+            record |= self.loss.refresh(train, self.data.labels[self.fold.train], seed)
+        record["time/refresh"] = time.perf_counter() - started
+
+    def take_over(self, folder: Path) -> bool:
+        """Go on behind the warm-up that another fold run left in `folder`; False where the own one is to be trained,
+        which is then left there. A loss with parameters of its own takes part in neither: they are in the optimiser."""
+        key = warmup_key(self.config)
+        if key is None or self.loss.sliced or self.loss.whole:
+            return False
+        rows = [hashlib.sha256(part.tobytes()).hexdigest() for part in (self.fold.train, self.fold.validation)]
+        place = [self.fold.partition, self.fold.index, self.seed, self.device.type]
+        path = folder / content_id(
+            [key, METHOD_VERSION, self.data.fingerprint, self.guide.points.tolist(), *rows, *place]
+        )
+        state = _read(path) if path.exists() else None
+        if state is None:  # a damaged one is written anew
+            self.warmup_left = path
+            return False
+        if self.history:
+            return False
+        self._restore(state)
+        self._refresh(state["train"].numpy())
+        return True
+
+    def unjudged_epoch(self, length: int) -> Epoch:
+        """Train one epoch with nobody to score it."""
+        epoch = len(self.history)
+        started = time.perf_counter()
+        record: Epoch = {"epoch": float(epoch), "embedding/length": float(length)}
+        record |= self._train(epoch, length, self._loss_at(epoch))
+        record["time/train"] = time.perf_counter() - started
+        self.history.append(record)
+        if not is_warmup(epoch + 1, self.config.embedding) and self.loss.needs_refresh:
+            self._refresh(self.embed(self.fold.train, length))
+        return record
+
+    def fitted(self, length: int) -> Fitted:
+        """The network as it is, its head cut to `length`."""
+        embedding = self.embed(self.fold.train, length)
+        if float(np.ptp(embedding, axis=0).max()) == 0.0:
+            raise Diverged(f"after {len(self.history)} epochs every training cell has the same embedding")
+        state = {key: value.detach().cpu().clone() for key, value in self.net.state_dict().items()}
+        state = {key: value[:length] if key.startswith("head.") else value for key, value in state.items()}
+        return Fitted(
+            net=restored(self.config.backbone.name, length, state),
+            pixel_mean=self.images.mean.cpu().numpy().reshape(3),
+            pixel_sd=self.images.sd.cpu().numpy().reshape(3),
+            embedding=embedding,
+            on_drawing=isinstance(self._loss_at(len(self.history) - 1), Guide2DLoss),
+            history=self.history,
+        )
+
+    def _loss_at(self, epoch: int) -> LossObject:
+        return self.warmup_loss if is_warmup(epoch, self.config.embedding) else self.loss
 
     def _train(self, epoch: int, length: int, loss: LossObject) -> Epoch:
         config = self.config.train
@@ -214,7 +361,7 @@ class _Run:
         norm_weight = loss.norm_weight if given == "auto" else given
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in rows[: batches * config.batch_size].reshape(batches, config.batch_size):
-            images = augmented(self.images.batch(batch), self.config.augment, rng)
+            images = self.images.augmented(batch, self.config.augment, rng)
             with self._precision():
                 p = self.net(images, length)
             own = loss(p, self.labels[torch.from_numpy(batch).to(self.device)])
@@ -273,7 +420,8 @@ class _Run:
         loss = self.warmup_loss if warmup else self.loss
         loss.restore(self.best["loss"])
         length = int(self.best["length"])
-        train = self.embed(fold.train, length)
+        best = self.embedded.get(int(self.best["epoch"]))
+        train, validation = best or (self.embed(fold.train, length), self.embed(fold.validation, length))
         chosen = classify.grid_search(train, labels[fold.train], len(classes), self.config.classifier, seed=self.seed)
         test = self.embed(fold.test, length)
         predicted, true = chosen.predict(test), labels[fold.test]
@@ -297,7 +445,7 @@ class _Run:
         metrics |= evaluate(
             self.guide,
             Cells(train, labels[fold.train]),
-            Cells(self.embed(fold.validation, length), labels[fold.validation]),
+            Cells(validation, labels[fold.validation]),
             Cells(test, true),
             predicted,
             points=points,
@@ -323,52 +471,78 @@ class _Run:
             predicted=predicted,
             scores=chosen.scores(test),
             embedding=test.astype(np.float16),
+            anchors=class_means(train, labels[fold.train], len(classes)).astype(np.float32),
             guide=None if points is None else np.asarray(points, dtype=np.float32),
             notes=notes,
         )
 
-    def save(self, folder: Path) -> None:
-        """Write the state of this epoch, keeping the one before it."""
-        state = {
+    def _state(self) -> dict[str, Any]:
+        return {
             "history": self.history,
             "best": self.best,
             "net": self.net.state_dict(),
             "optimizers": self.optimizers.state_dict(),
             "loss": self.loss.state(),
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        payload = buffer.getvalue()
-        folder.mkdir(parents=True, exist_ok=True)
-        epoch = len(self.history)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.history, self.best = state["history"], state["best"]
+        self.net.load_state_dict(state["net"])
+        self.optimizers.load_state_dict(state["optimizers"])
+        if state["loss"]:
+            self.loss.restore(state["loss"])
+
+    def save(self, folder: Path) -> None:
+        """Write the state of this epoch, keeping the one before it."""
         # Two files in turn: whatever interrupts the writing of one leaves the other whole.
-        temporary = folder / f"writing-{os.getpid()}"
-        with temporary.open("wb") as file:
-            file.write(hashlib.sha256(payload).digest() + payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / f"epoch-{epoch % 2}.ckpt")
+        _write(folder / f"epoch-{len(self.history) % 2}.ckpt", self._state())
 
     def load(self, folder: Path) -> None:
         """Go on from the newest sound checkpoint in `folder`, if it holds any.
 
         Raises ValueError where there are checkpoints and none is sound: starting over silently would hide the loss.
         """
-        sound, broken = [], []
-        for path in sorted(folder.glob("epoch-*.ckpt")):
-            raw = path.read_bytes()
-            if hashlib.sha256(raw[32:]).digest() != raw[:32]:
-                broken.append(path)
-                continue
-            sound.append(torch.load(io.BytesIO(raw[32:]), map_location="cpu", weights_only=True))
-        if not sound:
-            if broken:
-                raise ValueError(
-                    f"no sound checkpoint in {folder}: {broken[0].name} is damaged; delete it to start over"
-                )
-            return
-        state = max(sound, key=lambda candidate: len(candidate["history"]))
-        self.history, self.best = state["history"], state["best"]
-        self.net.load_state_dict(state["net"])
-        self.optimizers.load_state_dict(state["optimizers"])
-        self.loss.restore(state["loss"])
+        state = _newest(folder)
+        if state is not None:
+            self._restore(state)
+
+
+def saved_history(folder: Path) -> list[Epoch]:
+    """The epochs of a fold run under way, from its checkpoints in `folder`; empty before the first one is saved.
+
+    Raises ValueError where there are checkpoints and none is sound.
+    """
+    state = _newest(folder)
+    return [] if state is None else state["history"]
+
+
+def _newest(folder: Path) -> dict[str, Any] | None:
+    """The newest sound state in `folder`, None where there is no checkpoint."""
+    paths = sorted(folder.glob("epoch-*.ckpt"))
+    sound = [state for path in paths if (state := _read(path)) is not None]
+    if paths and not sound:
+        raise ValueError(f"no sound checkpoint in {folder}: {paths[0].name} is damaged; delete it to start over")
+    return max(sound, key=lambda candidate: len(candidate["history"]), default=None)
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    """Put a state in place whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getvalue()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"writing-{os.getpid()}"
+    with temporary.open("wb") as file:
+        file.write(hashlib.sha256(payload).digest() + payload)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What `_write` put there, or None where it is damaged."""
+    raw = path.read_bytes()
+    if hashlib.sha256(raw[32:]).digest() != raw[:32]:
+        return None
+    state: dict[str, Any] = torch.load(io.BytesIO(raw[32:]), map_location="cpu", weights_only=True)
+    return state

@@ -1,12 +1,13 @@
-"""The command line of the sweeps: list, plan, run, status, gc."""
+"""The command line of the sweeps: list, new, plan, run, status, refit, gc."""
 
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,28 +15,33 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from analysis.stats import smallest_detectable_difference
-from sweeps.spec import PRESETS, Sweep, find_sweep, flat, load_sweep, shipped_sweeps
+from guided.cli import INCOMPLETE, INTERRUPTED, OK, WRONG, add_common, guarded, program
+from sweeps.board import duration
+from sweeps.spec import PRESETS, Sweep, find_sweep, load_sweep, new_sweep, own_sweeps, shipped_sweeps
 
 if TYPE_CHECKING:
+    from sweeps.engine import Outcome
+    from sweeps.strategy import Standing
     from sweeps.study import Study
 
-# The paper's sd of fold scores, used for the plan's smallest detectable difference until a study has its own.
-PAPER_SD = 0.017
-
-OK, INCOMPLETE, WRONG, INTERRUPTED = 0, 1, 2, 130
+COMMAND = "guided-sweeps"
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of `python -m sweeps`."""
     top = argparse.ArgumentParser(
-        prog="python -m sweeps",
+        prog=program("sweeps", COMMAND),
         description="Hyper-parameter and ablation sweeps for guided representation learning.",
         epilog="Run the same command again to go on after a stop: fold runs that are finished are not repeated.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    commands.add_parser("list", help="the sweeps that come with the package and the question of each")
+    commands.add_parser("list", help="the sweeps at hand, yours and those of the package, and the question of each")
+
+    told = "write a sweep file to ./sweeps, to be filled in"
+    new = commands.add_parser("new", help=told, description=told)
+    new.add_argument("name", help="its name, which `run` then knows")
+    new.add_argument("--like", metavar="SWEEP", help="start from a copy of another sweep")
 
     for name, told in (
         ("plan", "what a sweep would do: variants, fold runs, what is done, disk, smallest difference; starts nothing"),
@@ -59,20 +65,52 @@ def parser() -> argparse.ArgumentParser:
             dest="settings",
             help="settings over preset and sweep file, e.g. 'train.epochs=4 guide.radius=2 data.size=32'",
         )
-        command.add_argument("--data", help="manifest (.csv) or MedMNIST file (.npz); default: the synthetic marrow")
+        command.add_argument(
+            "--data",
+            help="manifest (.csv), folder per class, .parquet or MedMNIST .npz; default: synthetic marrow",
+        )
         command.add_argument("--limit", type=int, help="at most so many cells per class, a seeded sample")
         command.add_argument("--where", help="rows of the manifest to use, e.g. \"acquisition == 'A'\"")
         command.add_argument("--skip-bad", action="store_true", help="go on without rows that cannot be read")
+        if name == "plan":
+            command.add_argument("--json", action="store_true", help="print the plan as JSON")
         if name == "run":
             command.add_argument("--retry-failed", action="store_true", help="try failed and diverged fold runs again")
             store = command.add_mutually_exclusive_group()
             store.add_argument("--uri", help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else OUT/mlflow.db)")
             store.add_argument("--no-mlflow", action="store_true", help="records only; a later run fills MLflow")
 
+    told = "re-play a search over the recorded curves of a finished grid: cost, makespan, how often it chooses well"
+    replay = commands.add_parser("replay", help=told, description=told)
+    replay.add_argument("out", type=Path, help="folder with the recorded grid, the OUT of its run")
+    replay.add_argument("sweep", help="name or file of the ablation that was recorded there")
+    replay.add_argument(
+        "--strategy",
+        action="append",
+        metavar="'KEY=VALUE …'",
+        help="settings of a search, e.g. 'variants=20 stop.rule=racing'; again for more (default: the default search)",
+    )
+    replay.add_argument("--workers", type=int, default=1, help="simulated fold runs at a time (default: 1)")
+    replay.add_argument("--repeats", type=int, default=200, help="replays of each strategy (default: 200)")
+    replay.add_argument("--seeds", type=int, nargs="+", help="seeds the strategy sees (default: the first)")
+    replay.add_argument("--judge-seeds", type=int, nargs="+", help="seeds it is judged on (default: all others)")
+    replay.add_argument("--metric", default="test/f1_macro", help="what the judge looks at (default: test/f1_macro)")
+    replay.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    told = "train one variant on all cells, for as long as its folds took, and write the model file that predicts"
+    refit = commands.add_parser("refit", help=told, description=told)
+    refit.add_argument("sweep", help="name of a sweep that has been run, or the path of its file")
+    refit.add_argument("variant", help="label of the variant as the table shows it, e.g. 'lowpass=0.6'")
+    _add_out(refit)
+    refit.add_argument("--export", type=Path, metavar="FILE", help="copy the model file there as well")
+    refit.add_argument("--study", help="id of a study (default: the one started last)")
+    refit.add_argument("--device", choices=("cpu", "cuda"), help="default: that of the sweep's fold runs")
+    refit.add_argument("--uri", help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else OUT/mlflow.db)")
+
     gc = commands.add_parser("gc", help="free what finished fold runs no longer need")
     _add_out(gc)
     gc.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
-    return top
+    return add_common(top, COMMAND, commands.choices.values())
 
 
 def _add_out(command: argparse.ArgumentParser) -> None:
@@ -94,18 +132,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     given = parser().parse_args(arguments)
     console = Console(highlight=False)
-    errors = Console(stderr=True, highlight=False)
-    commands = {"list": _list, "plan": _plan, "run": _run, "status": _status, "gc": _gc}
-    try:
-        return commands[given.command](given, console)
-    except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("SWEEPS_DEBUG"):
-            raise
-        errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-        return WRONG
-    except KeyboardInterrupt:
-        errors.print("stopped; the same command goes on where it was")
-        return INTERRUPTED
+    commands = {
+        "list": _list,
+        "new": _new,
+        "plan": _plan,
+        "run": _run,
+        "status": _status,
+        "replay": _replay,
+        "refit": _refit,
+        "gc": _gc,
+    }
+    return guarded(
+        lambda: commands[given.command](given, console),
+        debug=given.debug,
+        stopped="stopped; the same command goes on where it was",
+    )
 
 
 def _list(given: argparse.Namespace, console: Console) -> int:
@@ -113,10 +154,18 @@ def _list(given: argparse.Namespace, console: Console) -> int:
     table.add_column("sweep", no_wrap=True)
     table.add_column("variants", justify="right")
     table.add_column("question")
-    for name in shipped_sweeps():
+    own = own_sweeps()
+    for name in {**own, **shipped_sweeps()}:
         sweep = load_sweep(name, preset="laptop")
-        table.add_row(name, str(len(sweep.variants)), sweep.question)
+        count = len(sweep.variants) if sweep.search is None else sweep.search.settings.variants
+        table.add_row(f"{name} (yours)" if name in own else name, str(count), escape(sweep.question))
     console.print(table)
+    return OK
+
+
+def _new(given: argparse.Namespace, console: Console) -> int:
+    path = new_sweep(given.name, given.like)
+    console.print(f"wrote {path}; fill it in, then `{program('sweeps', COMMAND)} plan {given.name}`", soft_wrap=True)
     return OK
 
 
@@ -134,11 +183,18 @@ def _load(given: argparse.Namespace) -> Sweep:
 
 
 def _study(given: argparse.Namespace, console: Console) -> Study:
+    from sweeps.plan import plan_of, show_plan, size
     from sweeps.study import make_study
 
-    sweep = _load(given)
-    study = make_study(sweep, given.out.absolute())
-    _show_plan(study, console)
+    study = make_study(_load(given), given.out.absolute())
+    plan = plan_of(study)
+    if getattr(given, "json", False):
+        print(json.dumps(plan, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        show_plan(plan, study, console)
+    needed, free = plan["disk"]["needed"], plan["disk"]["free"]
+    if needed > free:
+        raise ValueError(f"{study.out} has {size(free)} free, the sweep may need {size(needed)}; give another OUT")
     return study
 
 
@@ -147,82 +203,66 @@ def _plan(given: argparse.Namespace, console: Console) -> int:
     return OK
 
 
-def _show_plan(study: Study, console: Console) -> None:
-    from sweeps.records import Records
-
-    sweep, data = study.sweep, study.data
-    records = Records(study.out)
-    done = sum(records.has(run.id) for run in study.fold_runs)
-    first = sweep.variants[0].config
-    needed, free = _disk(study)
-    folds = first.folds.count * len(sweep.partitions)
-    detectable = smallest_detectable_difference(folds, study.test_train_ratio, PAPER_SD)
-    grouped = study.folds[sweep.partitions[0]][0].grouped_by
-    by = "single cell" if grouped == "none" else grouped
-    varied = dict.fromkeys(key for variant in sweep.variants for key in flat(variant.varied))
-    baseline = next(variant for variant in sweep.variants if variant.baseline)
-    lengths = ", ".join(map(str, sorted({variant.config.embedding.length for variant in sweep.variants})))
-    console.print(f"[bold]{escape(sweep.name)}[/bold]  {escape(sweep.question)}", soft_wrap=True)
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column()
-    rows = [
-        ("data", f"{data.name}: {len(data.labels):,} cells, {len(data.classes)} classes, {sweep.data.size} px"),
-        (
-            "variants",
-            f"{len(sweep.variants)} over {', '.join(varied)}; baseline {baseline.label}",
-        ),
-        (
-            "fold runs",
-            f"{len(study.fold_runs)} = {len(sweep.variants)} variants x {folds} folds by {by}"
-            + (f" x {len(sweep.seeds)} seeds" if len(sweep.seeds) > 1 else "")
-            + f"; {done} already done",
-        ),
-        (
-            "training",
-            f"{first.backbone.name}, up to {first.train.epochs} epochs, embedding {lengths}, preset {sweep.preset}",
-        ),
-        ("resources", _resources(sweep)),
-        ("disk", f"up to {_size(needed)} needed, {_size(free)} free in {study.out}"),
-        (
-            "precision",
-            f"a true difference of {detectable:.3f} macro-F1 is found in 80 % of cases, a smaller one less often "
-            f"(5 % level, if fold differences vary by {PAPER_SD} as in the paper)",
-        ),
-        ("time", "known after the first epochs" if done < len(study.fold_runs) else "nothing left to train"),
-    ]
-    for key, value in rows:
-        table.add_row(key, escape(value))
-    console.print(table)
-    for note in (*data.notes, *study.warnings()):
-        console.print(f"[yellow]note[/yellow] {escape(note)}", soft_wrap=True)
-    if needed > free:
-        raise ValueError(f"{study.out} has {_size(free)} free, the sweep may need {_size(needed)}; give another OUT")
-
-
-def _disk(study: Study) -> tuple[int, int]:
-    from sweeps.study import disk_report
-
-    return disk_report(study)
-
-
-def _resources(sweep: Sweep) -> str:
-    resources = sweep.resources
-    gpus = f" and {resources.gpus:g} GPU" if resources.gpus else ""
-    return f"{resources.cpus} CPU{gpus} a fold run, on {resources.device}"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
 def _run(given: argparse.Namespace, console: Console) -> int:
     study = _study(given, console)
     from sweeps.engine import run_study
     from sweeps.tracking import default_uri
 
     uri = None if given.no_mlflow else given.uri or default_uri(study.out)
-    outcome = run_study(study, uri, console, retry_failed=given.retry_failed)
+    retry = given.retry_failed
+    if study.sweep.search is None:
+        return _ended(study, run_study(study, uri, console, retry_failed=retry), uri, console)
+
+    from sweeps.engine import run_search
+    from sweeps.judge import earlier_judgements, judgement, winner_of
+
+    searched = run_search(study, study.sweep.search, uri, console, retry_failed=retry)
+    ranking = searched.search.ranking()
+    _show_ranking(ranking, console)
+    code = _ended(searched.study, searched.outcome, uri, console)
+    if not searched.search.done and searched.outcome.limit is None:
+        return code
+    winner = winner_of(ranking)
+    if winner is None:
+        console.print("[red]nothing to judge[/red]: no variant was trained on every fold")
+        return INCOMPLETE
+    judged = judgement(searched.study, winner.variant)
+    groups = judged.folds[0]
+    console.print(
+        f"judging {escape(', '.join(variant.label for variant in judged.sweep.variants))} on {len(groups)} locked "
+        f"groups ({', '.join(judged.sweep.variants[0].config.folds.holdout)}), {len(judged.sweep.seeds)} seeds",
+        soft_wrap=True,
+    )
+    if len(judged.sweep.variants) == 1:
+        console.print("the search found nothing better than its baseline, which is judged alone")
+    if earlier := earlier_judgements(judged):
+        console.print(
+            f"[yellow]note[/yellow] {earlier} other winners were judged on these groups before; choosing among them by "
+            "what is seen here would be optimistic"
+        )
+    return max(code, _ended(judged, run_study(judged, uri, console, retry_failed=retry), uri, console))
+
+
+def _show_ranking(ranking: Sequence[Standing], console: Console) -> None:
+    """The best of a search, by validation: what the choice was made from, no result."""
+    table = Table(box=None, header_style="bold", pad_edge=False, title="chosen by validation, no result")
+    table.add_column("place", justify="right")
+    table.add_column("validation F1", justify="right")
+    table.add_column("fold runs", justify="right")
+    table.add_column("end")
+    table.add_column("values")
+    for place, standing in enumerate(ranking[:10], 1):
+        score = "" if standing.score is None else f"{standing.score:.3f}"
+        table.add_row(
+            str(place), score, str(standing.blocks), standing.end or "under way", escape(standing.variant.label)
+        )
+    console.print(table)
+    if len(ranking) > 10:
+        console.print(f"and {len(ranking) - 10} more")
+
+
+def _ended(study: Study, outcome: Outcome, uri: str | None, console: Console) -> int:
+    """Say how a study ended; returns the exit code."""
     for run in outcome.failed:
         record = outcome.records[run.id]
         console.print(f"[red]{record.status}[/red] {escape(run.name)}: {escape(record.reason)}", soft_wrap=True)
@@ -241,9 +281,12 @@ def _run(given: argparse.Namespace, console: Console) -> int:
     console.print(f"[dim]records {study.out / 'records'}[/dim]", soft_wrap=True)
     if uri is not None:
         console.print(f"[dim]MLflow  {escape(uri)} (look at it with `make ui`)[/dim]", soft_wrap=True)
+    if outcome.limit:
+        console.print(f"[yellow]{escape(outcome.limit)}[/yellow]", soft_wrap=True)
     if outcome.absent:
-        console.print(f"stopped with {len(outcome.absent)} fold runs left; the same command goes on where it was")
-        return INTERRUPTED
+        left = f"stopped with {len(outcome.absent)} fold runs left"
+        console.print(left if outcome.limit else f"{left}; the same command goes on where it was")
+        return INCOMPLETE if outcome.limit else INTERRUPTED
     return INCOMPLETE if outcome.failed or outcome.unwritten else OK
 
 
@@ -255,21 +298,85 @@ def _status(given: argparse.Namespace, console: Console) -> int:
     return OK if told else WRONG
 
 
+def _replay(given: argparse.Namespace, console: Console) -> int:
+    from sweeps.replay import compare, find_grid, read_grid, show
+
+    for name in ("workers", "repeats"):
+        if getattr(given, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(given, name)}")
+    study = find_grid(given.out.absolute(), find_sweep(given.sweep).stem)
+    seeds = given.seeds or list(study.sweep.seeds[:1])
+    judges = given.judge_seeds or [seed for seed in study.sweep.seeds if seed not in seeds]
+    grid = read_grid(study, seeds, judges, given.metric)
+    rows = compare(grid, given.strategy or [""], given.workers, given.repeats)
+    if given.json:
+        print(json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False))
+        return OK
+    console.print(
+        f"{len(grid.variants)} variants x {len(grid.blocks)} fold runs of seed {', '.join(map(str, seeds))}; judged by "
+        f"{given.metric} of seed {', '.join(map(str, judges))}; the whole grid takes {duration(grid.seconds)}",
+        soft_wrap=True,
+    )
+    show(rows, given.workers, console)
+    return OK
+
+
+def _refit(given: argparse.Namespace, console: Console) -> int:
+    from sweeps.refit import find_study, plan_refit, train_refit
+    from sweeps.tracking import FAILURES, default_uri, log_refit
+
+    out = given.out.absolute()
+    refit = plan_refit(find_study(out, Path(given.sweep).stem, given.study), given.variant)
+    console.print(
+        f"[bold]{escape(given.variant)}[/bold] on all {len(refit.rows):,} cells of {escape(refit.study.data.name)}: "
+        f"{len(refit.lengths)} epochs, the median of the best epochs of {len(refit.records)} fold runs; "
+        f"length {refit.lengths[-1]}",
+        soft_wrap=True,
+    )
+    model = train_refit(refit, given.device or refit.study.sweep.resources.device, console)
+    calibration = model.calibration
+    console.print(
+        f"calibrated on {calibration.cells:,} held-out cells: expected calibration error {calibration.error:.3f}"
+    )
+    if given.export is not None:
+        given.export.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(refit.path, given.export)
+    told = given.export or refit.path
+    console.print(
+        f"[dim]model   {escape(str(told))} (use it with `python -m guided predict --model`)[/dim]", soft_wrap=True
+    )
+    uri = given.uri or default_uri(out)
+    try:
+        run_id = log_refit(refit, model, uri)
+    except FAILURES as error:
+        console.print(
+            f"[yellow]MLflow lacks the model[/yellow] ({escape(str(error).strip().splitlines()[0])}); "
+            "the same command writes it later",
+            soft_wrap=True,
+        )
+        return INCOMPLETE
+    console.print(
+        f"[dim]MLflow  runs:/{run_id}/model for mlflow.pytorch.load_model, in {escape(uri)}[/dim]", soft_wrap=True
+    )
+    return OK
+
+
 def _gc(given: argparse.Namespace, console: Console) -> int:
+    from sweeps.plan import size
     from sweeps.records import Records, folder_bytes
 
     garbage = list(Records(given.out.absolute()).garbage())
     freed = 0
     for path, reason in garbage:
-        size = folder_bytes(path)
-        freed += size
-        told = f"{'would delete' if given.dry_run else 'deleted'} {path} ({_size(size)}): {reason}"
+        held = folder_bytes(path)
+        freed += held
+        told = f"{'would delete' if given.dry_run else 'deleted'} {path} ({size(held)}): {reason}"
         if not given.dry_run and path.is_dir():
             shutil.rmtree(path)
         elif not given.dry_run:
             path.unlink()
         console.print(escape(told), soft_wrap=True)
-    console.print(f"{len(garbage)} found, {_size(freed)}{'' if given.dry_run else ' freed'}")
+    console.print(f"{len(garbage)} found, {size(freed)}{'' if given.dry_run else ' freed'}")
     return OK
 
 

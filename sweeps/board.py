@@ -21,7 +21,7 @@ from sweeps.study import Study
 @dataclass
 class _State:
     run: FoldRun
-    state: str = "waiting"  # waiting | running | finished | failed | diverged
+    state: str = "waiting"  # waiting | running | finished | failed | diverged | stopped
     epoch: int = -1
     length: int = 0
     val_f1: float | None = None
@@ -33,7 +33,8 @@ class Board:
 
     def __init__(self, study: Study, records: dict[str, Record], workers: int, console: Console) -> None:
         self._study, self._console, self._workers = study, console, workers
-        self._states = {run.id: _State(run) for run in study.fold_runs}
+        self._states: dict[str, _State] = {}
+        self.grow(study)
         for run_id, record in records.items():
             self._end(run_id, record)
         self._started = time.monotonic()
@@ -52,6 +53,10 @@ class Board:
         if self._console.is_terminal:
             self._live.stop()
             self._console.print(self.render())
+
+    def grow(self, study: Study) -> None:
+        """Take in the fold runs of variants that a search has added."""
+        self._states |= {run.id: _State(run) for run in study.fold_runs if run.id not in self._states}
 
     def epoch(self, run_id: str, epoch: int, val_f1: float, length: int) -> None:
         """A fold run has ended an epoch."""
@@ -78,13 +83,19 @@ class Board:
         if not self._console.is_terminal:
             state = self._states[run_id]
             done = sum(other.state not in ("waiting", "running") for other in self._states.values())
-            told = f"test macro-F1 {record.metrics[schema.TEST_F1]:.3f}" if state.state == "finished" else state.reason
+            told = state.reason if state.state != "finished" else self._score(record)
             self._console.print(
                 f"[{done}/{len(self._states)}] {state.run.name}: {state.state}, {told}; {self._left()}",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,
             )
+
+    def _score(self, record: Record) -> str:
+        # Who watches a search shall not choose by test cells either.
+        if self._study.sweep.stage == "search":
+            return f"validation macro-F1 {record.metrics[schema.BEST_VAL_F1]:.3f}"
+        return f"test macro-F1 {record.metrics[schema.TEST_F1]:.3f}"
 
     def _end(self, run_id: str, record: Record) -> None:
         state = self._states[run_id]
@@ -118,6 +129,7 @@ class Board:
         for variant, states in by_variant.items():
             done = [state for state in states if state.state == "finished"]
             bad = [state for state in states if state.state in ("failed", "diverged")]
+            stopped = [state for state in states if state.state == "stopped"]
             scores = [state.val_f1 for state in done if state.val_f1 is not None]
             running = [
                 f"fold {state.run.fold} epoch {state.epoch + 1}/{state.run.config.train.epochs} n={state.length}"
@@ -129,7 +141,9 @@ class Board:
                 f"{len(done)}/{len(states)}",
                 f"{np.mean(scores):.3f}" if scores else "–",
                 ", ".join(running),
-                Text(", ".join(f"fold {state.run.fold} {state.state}" for state in bad), style="red"),
+                Text(", ".join(f"fold {state.run.fold} {state.state}" for state in bad), style="red").append(
+                    " ".join(f"fold {state.run.fold} stopped" for state in stopped), style="dim"
+                ),
             )
         ended = sum(state.state not in ("waiting", "running") for state in self._states.values())
         elapsed = duration(time.monotonic() - self._started)

@@ -6,7 +6,8 @@ import math
 import pickle
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,6 +15,7 @@ from uuid import uuid4
 from sweeps.place import start_ray  # first: it sets what Ray reads when it is imported
 
 # isort: split
+import numpy as np
 import ray
 from ray import tune
 from ray.exceptions import RayActorError
@@ -21,10 +23,17 @@ from ray.tune.stopper import NoopStopper
 from rich.console import Console
 
 from guided.config import content_id
+from guided.guide import EmbeddingGuide, load_guide
+from sweeps import schema
 from sweeps.attempt import attempts_in
 from sweeps.board import Board
+from sweeps.budget import Budget, exhausted, spent
 from sweeps.lock import driver_lock
 from sweeps.records import FoldRun, Record, Records
+from sweeps.searcher import FoldRunSearcher, append_to, read_log
+from sweeps.space import Space
+from sweeps.spec import SearchPlan, SpecError, Sweep, Variant, flat
+from sweeps.strategy import Block, End, Job, Key, Search, end_of
 from sweeps.study import Study
 from sweeps.tracking import TrackingThread
 
@@ -33,6 +42,8 @@ RETRIES = 2
 # So many fold runs that could not read or write end a sweep: the next ones could not either.
 HINDERED = 3
 
+BROKEN = ("failed", "diverged")  # what may be tried again; what a search stopped may not
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -40,9 +51,10 @@ class Outcome:
 
     records: dict[str, Record]
     absent: list[FoldRun]  # without a record: the run was interrupted
-    failed: list[FoldRun]  # with a record that is not finished
+    failed: list[FoldRun]  # with a record that says it failed or diverged
     unwritten: str | None  # why MLflow lacks something
     hindered: dict[str, str]  # absent ones that could not read or write, by id, and why
+    limit: str | None = None  # which limit of the sweep ended it
 
 
 class _Watcher(tune.Callback):
@@ -53,14 +65,28 @@ class _Watcher(tune.Callback):
     and left for the next start.
     """
 
-    def __init__(self, runs: dict[str, FoldRun], records: Records, board: Board, tracking: TrackingThread) -> None:
-        self._runs, self._records, self._board, self._tracking = runs, records, board, tracking
+    def __init__(
+        self,
+        sweep: Sweep,
+        runs: dict[str, FoldRun],
+        done: dict[str, Record],
+        records: Records,
+        board: Board,
+        tracking: TrackingThread,
+    ) -> None:
+        self._sweep, self._runs, self._done = sweep, runs, dict(done)
+        self._records, self._board, self._tracking = records, board, tracking
+        self.limit: str | None = None  # which limit of the sweep is reached
         self.starved: dict[str, str] = {}
         self.hindered: dict[str, str] = {}
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         # Tune pickles its callbacks for a restore that never happens here.
         return tune.Callback, ()
+
+    def grow(self, runs: dict[str, FoldRun]) -> None:
+        """A search has asked for another variant: these are all fold runs now."""
+        self._runs = runs
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -98,6 +124,11 @@ class _Watcher(tune.Callback):
             else:
                 self._ended(run_id)
 
+    @property
+    def alone(self) -> list[str]:
+        """Starved fold runs that still have no record."""
+        return [run_id for run_id in self.starved if not self._records.has(run_id)]
+
     def _hinder(self, run_id: str, reason: str) -> None:
         self.hindered[run_id] = reason
         self._board.waits(run_id, reason)
@@ -105,12 +136,23 @@ class _Watcher(tune.Callback):
     def _ended(self, run_id: str) -> None:
         record = self._records.read(run_id)
         if record is not None:
+            self._done[run_id] = record
+            self.limit = limit_reached(self._sweep, self._done.values())
             self._board.ended(run_id, record)
             self._tracking.put(run_id)
 
 
-class _Hindered(tune.Stopper):
-    """Ends a sweep whose fold runs cannot read or write."""
+def limit_reached(sweep: Sweep, done: Iterable[Record]) -> str | None:
+    """Which limit of the sweep its records have reached, or None."""
+    if sweep.budget == Budget(price_per_hour=sweep.budget.price_per_hour) and sweep.max_failures is None:
+        return None  # without adding up thousands of records after each of them
+    cost = spent(done, sweep.resources.gpus, sweep.budget.price_per_hour)
+    return exhausted(sweep.budget, sweep.max_failures, cost)
+
+
+class _Limits(tune.Stopper):
+    """Ends a sweep whose fold runs cannot read or write, or whose budget is spent. What is under way goes on from its
+    last epoch when the sweep does."""
 
     def __init__(self, watcher: _Watcher) -> None:
         self._watcher = watcher
@@ -122,7 +164,7 @@ class _Hindered(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return len(self._watcher.hindered) >= HINDERED
+        return len(self._watcher.hindered) >= HINDERED or self._watcher.limit is not None
 
 
 def _cause(trial: Any) -> BaseException:
@@ -157,21 +199,22 @@ def _run_locked(study: Study, uri: str | None, console: Console, retry_failed: b
     study.write()
     done = records.read_all(list(runs))
     if retry_failed:
-        for run_id in [run_id for run_id, record in done.items() if record.status != "finished"]:
-            records.set_aside(run_id)
-            del done[run_id]
+        _set_broken_aside(records, done)
+    limit = limit_reached(study.sweep, done.values())
     missing = [run_id for run_id in runs if run_id not in done]
+    if study.sweep.budget.fold_runs is not None:
+        missing = missing[: max(0, study.sweep.budget.fold_runs - len(done))]
     tracking = TrackingThread(study, uri)
     hindered: dict[str, str] = {}
-    if missing:
+    if missing and limit is None:
         try:
             place = start_ray(study, uri)
             tracking.start()
             with Board(study, done, place.workers, console) as board:
-                watcher = _Watcher(runs, records, board, tracking)
+                watcher = _Watcher(study.sweep, runs, done, records, board, tracking)
                 _tune(study, missing, watcher, place.workers)
-                alone = [run_id for run_id in watcher.starved if not records.has(run_id)]
-                if alone:
+                alone = watcher.alone
+                if alone and watcher.limit is None:
                     _tune(study, alone, watcher, place.workers, alone=True)
                 hindered = watcher.hindered
         finally:
@@ -182,13 +225,28 @@ def _run_locked(study: Study, uri: str | None, console: Console, retry_failed: b
     tracking.finish(done)
     for run_id in done:
         records.drop_checkpoint(run_id)
+    if done.keys() == runs.keys():
+        shutil.rmtree(study.warmups, ignore_errors=True)
     return Outcome(
         records=done,
         absent=[run for run_id, run in runs.items() if run_id not in done],
-        failed=[run for run_id, run in runs.items() if run_id in done and done[run_id].status != "finished"],
+        failed=[run for run_id, run in runs.items() if run_id in done and done[run_id].status in BROKEN],
         unwritten=tracking.failure,
         hindered=hindered,
+        limit=limit_reached(study.sweep, done.values()),
     )
+
+
+def _set_broken_aside(records: Records, done: dict[str, Record]) -> None:
+    """Take what failed or diverged out of `done`, and its record out of the way, so that it is tried again."""
+    for run_id in [run_id for run_id, record in done.items() if record.status in BROKEN]:
+        records.set_aside(run_id)
+        del done[run_id]
+
+
+def _place(study: Study) -> dict[str, str]:
+    """Where a worker reads the plan, and its digest: a plan that has grown is read again."""
+    return {"study": str(study.folder), "plan": content_id((study.folder / "study.json").read_text(encoding="utf-8"))}
 
 
 def _check_writable(study: Study) -> None:
@@ -205,23 +263,36 @@ def _check_writable(study: Study) -> None:
             raise OSError(error.errno, f"cannot write into {folder}: {error.strerror}") from None
 
 
-def _tune(study: Study, missing: list[str], watcher: _Watcher, workers: int, *, alone: bool = False) -> None:
-    """Train fold runs side by side, or one after the other with a fresh process and whole GPUs each."""
+def _tune(
+    study: Study,
+    asked: list[str] | FoldRunSearcher,
+    watcher: _Watcher,
+    workers: int,
+    *,
+    alone: bool = False,
+) -> None:
+    """Train fold runs, given by id or by a searcher, side by side; or one after the other with a fresh process and
+    whole GPUs each."""
     from sweeps.trainable import FoldRunTrial, LoneFoldRunTrial  # import torch, which the plan does not need
 
     resources = study.sweep.resources
     storage = study.out / "ray"
-    plan = content_id((study.folder / "study.json").read_text(encoding="utf-8"))
     gpus = math.ceil(resources.gpus) if alone else resources.gpus
+    told = tune.TuneConfig(max_concurrent_trials=1 if alone else workers, reuse_actors=not alone)
+    if isinstance(asked, list):
+        space = {"fold_run": tune.grid_search(asked), **_place(study)}
+    else:
+        space = {}
+        told = replace(told, search_alg=asked, num_samples=-1)
     tuner = tune.Tuner(
         tune.with_resources(LoneFoldRunTrial if alone else FoldRunTrial, {"cpu": resources.cpus, "gpu": gpus}),
-        param_space={"fold_run": tune.grid_search(missing), "study": str(study.folder), "plan": plan},
-        tune_config=tune.TuneConfig(max_concurrent_trials=1 if alone else workers, reuse_actors=not alone),
+        param_space=space,
+        tune_config=told,
         run_config=tune.RunConfig(
             name=study.folder.name,
             storage_path=str(storage),
             callbacks=[watcher],
-            stop=_Hindered(watcher),
+            stop=_Limits(watcher),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             verbose=0,
@@ -230,3 +301,202 @@ def _tune(study: Study, missing: list[str], watcher: _Watcher, workers: int, *, 
     tuner.fit()
     # Tune's own notes are never read again: a new Tuner gets what has no record.
     shutil.rmtree(storage / study.folder.name, ignore_errors=True)
+
+
+# --- searches -------------------------------------------------------------------------------------------------------
+
+GIVEN_UP = ("raced out", "stopped")
+ASKED = "asked.jsonl"  # in the folder of the study: the decisions of its search
+
+
+@dataclass(frozen=True)
+class Searched:
+    """How a search ended: the study with every variant asked, the state of its decisions, and how its fold runs went.
+
+    Fold runs that the search gave up are neither absent nor failed.
+    """
+
+    study: Study
+    search: Search
+    outcome: Outcome
+
+
+def run_search(
+    study: Study, plan: SearchPlan, uri: str | None, console: Console, *, retry_failed: bool = False
+) -> Searched:
+    """Let a search train what it asks for, project every record into MLflow. Running it again goes on where it
+    stopped: its log and the records give the same state, and what is recorded is not trained again.
+
+    `study` holds no variant of its own or some that are recorded beside the search's. Raises StudyLocked where another
+    driver runs it, ValueError for a log that is damaged or of another search.
+    """
+    with driver_lock(study.folder):
+        _check_writable(study)
+        run = _SearchRun(study, plan, retry_failed)
+        tracking = TrackingThread(run.study, uri)
+        try:
+            if not run.search.done and limit_reached(study.sweep, run.done.values()) is None:
+                run.train(tracking, uri, console)
+            else:
+                tracking.start()
+        finally:
+            ray.shutdown()
+        return Searched(run.study, run.search, run.close(tracking))
+
+
+class _SearchRun:
+    """A search on its way: the study, which grows with every variant asked, and what its decisions rest on."""
+
+    def __init__(self, study: Study, plan: SearchPlan, retry_failed: bool) -> None:
+        self.study, self._plan = study, plan
+        self._records = Records(study.out)
+        self._runs: dict[Key, FoldRun] = {}
+        self._guides: dict[str, EmbeddingGuide] = {}
+        self.hindered: dict[str, str] = {}
+        self._objectives = [objective.metric for objective in plan.settings.objectives]
+        log = read_log(study.folder / ASKED)
+        for decision in log:
+            if decision["event"] == "ask" and decision["config"]:
+                self._grow(self._resolve(decision["values"]))
+        self.study.write()
+        done = self._records.read_all([run.id for run in self._runs.values()])
+        if retry_failed:
+            _set_broken_aside(self._records, done)
+        self.done = done
+        self.search = Search(
+            plan.space,
+            _blocks(study),
+            plan.settings,
+            self._resolve,
+            log=log,
+            ended={key: end_of(done[run.id], self._objectives) for key, run in self._runs.items() if run.id in done},
+            curves=self._curves(done),
+            record=append_to(study.folder / ASKED),
+            first=study.sweep.variants[0].varied,
+        )
+        if not log:
+            for values, told in self._recorded():
+                self.search.warm_start(values, told)
+
+    def _recorded(self) -> Iterator[tuple[dict[str, Any], list[float]]]:
+        """Values and mean objectives of variants of this space that an earlier sweep has trained on the same folds."""
+        space, blocks = self._plan.space, _blocks(self.study)
+        if not isinstance(space, Space) or not self._records.folder.exists():
+            return
+        scores: dict[str, dict[Block, list[float]]] = {}
+        configs: dict[str, dict[str, Any]] = {}
+        for folder in sorted(self._records.folder.iterdir()):
+            record = None if "." in folder.name else self._records.read(folder.name)
+            if record is None or record.status != "finished":
+                continue
+            identity = record.identity
+            if identity["data"] == self.study.data.fingerprint:
+                block = (identity["partition"], identity["fold"], identity["seed"])
+                scores.setdefault(identity["config_id"], {})[block] = list(end_of(record, self._objectives).values)
+                configs[identity["config_id"]] = flat(identity["config"])
+        for config, by_block in scores.items():
+            if not by_block.keys() >= set(blocks):
+                continue
+            values = {key: value for key, value in configs[config].items() if key in space.axes}
+            values = {key: value for key, value in values.items() if space.active(key, values)}
+            try:
+                known = space.contains(values) and self._resolve(values).config.id == config
+            except SpecError:
+                continue
+            if known:
+                yield values, [float(np.mean(each)) for each in zip(*(by_block[b] for b in blocks), strict=True)]
+
+    def _curves(self, done: dict[str, Record]) -> dict[Key, list[float]]:
+        from guided.train import saved_history  # imports torch
+
+        under_way = {key: run for key, run in self._runs.items() if run.id not in done}
+        histories = {key: saved_history(self._records.checkpoint(run.id)) for key, run in under_way.items()}
+        return {key: [epoch[schema.VAL_F1] for epoch in history] for key, history in histories.items() if history}
+
+    def _resolve(self, values: dict[str, Any]) -> Variant:
+        """The variant of these values, with a guide that fits the data. Raises SpecError where there is none."""
+        variant = self._plan.resolve(values)
+        if variant.config.id not in self._guides:
+            try:
+                self._guides[variant.config.id] = load_guide(variant.config.guide, self.study.data.classes)
+            except ValueError as error:
+                raise SpecError(f"variant {variant.label!r}", [str(error)]) from None
+        return variant
+
+    def _grow(self, variant: Variant) -> None:
+        """Add a variant to the study and its fold runs to those that are known."""
+        study = self.study
+        if variant.config.id not in study.guides:
+            sweep = replace(study.sweep, variants=(*study.sweep.variants, variant))
+            guides = {**study.guides, variant.config.id: self._guides[variant.config.id]}
+            study = self.study = replace(study, sweep=sweep, guides=guides)
+        for run in study.fold_runs:
+            if run.config.id == variant.config.id:
+                self._runs[(run.config.id, run.partition, run.fold, run.seed)] = run
+
+    def train(self, tracking: TrackingThread, uri: str | None, console: Console) -> None:
+        """Until the search is done, its budget spent, or interrupted."""
+        workers = start_ray(self.study, uri).workers
+        tracking.start()
+        with Board(self.study, self.done, workers, console) as board:
+            runs = {run.id: run for run in self._runs.values()}
+            watcher = _Watcher(self.study.sweep, runs, self.done, self._records, board, tracking)
+
+            def launch(job: Job) -> dict[str, Any] | End:
+                if job.key not in self._runs:
+                    self._grow(job.variant)
+                    self.study.write()
+                    board.grow(self.study)
+                    tracking.grow(self.study)
+                    watcher.grow({run.id: run for run in self._runs.values()})
+                run = self._runs[job.key]
+                record = self._records.read(run.id)
+                if record is not None:
+                    return end_of(record, self._objectives)
+                return {"fold_run": run.id, **_place(self.study)}
+
+            def halt(key: Key, reason: str) -> None:
+                self._records.ask_stop(self._runs[key].id, reason)
+
+            while True:
+                searcher = FoldRunSearcher(self.search, launch, self._end_of, halt)
+                _tune(self.study, searcher, watcher, workers)
+                self.hindered = watcher.hindered
+                if not watcher.alone or watcher.limit is not None or watcher.hindered:
+                    return
+                # The search waits for what ran out of memory.
+                _tune(self.study, watcher.alone, watcher, workers, alone=True)
+                if watcher.alone:
+                    return
+                searcher.catch_up()
+
+    def _end_of(self, key: Key) -> End | None:
+        record = self._records.read(self._runs[key].id)
+        return None if record is None else end_of(record, self._objectives)
+
+    def close(self, tracking: TrackingThread) -> Outcome:
+        """Bring MLflow up to the records and tell how the fold runs of the search went."""
+        done = self._records.read_all([run.id for run in self._runs.values()])
+        tracking.finish(
+            done, {standing.variant.label for standing in self.search.ranking() if standing.end in GIVEN_UP}
+        )
+        for run_id in done:
+            self._records.drop_checkpoint(run_id)
+        if self.search.done:
+            shutil.rmtree(self.study.warmups, ignore_errors=True)
+        wanted = {self._runs[key].id: self._runs[key] for key in self.search.started()}
+        return Outcome(
+            records=done,
+            absent=[run for run_id, run in wanted.items() if run_id not in done],
+            failed=[run for run_id, run in wanted.items() if run_id in done and done[run_id].status in BROKEN],
+            unwritten=tracking.failure,
+            hindered=self.hindered,
+            limit=limit_reached(self.study.sweep, done.values()),
+        )
+
+
+def _blocks(study: Study) -> list[Block]:
+    """What a variant is trained on, in order: all folds of a partition, then the next, then the next seed."""
+    sweep = study.sweep
+    folds = range(sweep.variants[0].config.folds.number)
+    return [(partition, fold, seed) for seed in sweep.seeds for partition in sweep.partitions for fold in folds]

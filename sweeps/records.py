@@ -26,8 +26,9 @@ from sweeps import schema
 from sweeps.lock import holder
 
 PROGRESS = "progress.json"  # in the checkpoint folder: what `status` shows of a fold run under way
+STOP = "stop.txt"  # there too: why a search will have it stop before its next epoch
 
-Status = Literal["finished", "failed", "diverged"]
+Status = Literal["finished", "failed", "diverged", "stopped"]
 RECORD_VERSION = 1
 
 
@@ -99,6 +100,22 @@ class Records:
     def checkpoint(self, run_id: str) -> Path:
         """Folder of the state of a fold run under way."""
         return self._checkpoints / run_id
+
+    def ask_stop(self, run_id: str, reason: str) -> None:
+        """Leave word for a fold run under way that it shall stop before its next epoch. It is read wherever the fold
+        run goes on, so a worker that is lost in between loses nothing of it."""
+        folder = self.checkpoint(run_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{STOP}-{os.getpid()}"
+        temporary.write_text(reason, encoding="utf-8")
+        os.replace(temporary, folder / STOP)
+
+    def stop_asked(self, run_id: str) -> str | None:
+        """Why a fold run shall stop; None where it may go on."""
+        try:
+            return (self.checkpoint(run_id) / STOP).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
 
     def has(self, run_id: str) -> bool:
         """Whether a record of that id exists (sound or not)."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 ROLE = "role"
 VARIANT_ROLE = "variant"
 FOLD_RUN_ROLE = "fold_run"
+STUDY_ROLE = "study"  # one run per study, for what belongs to no variant: thumbnails, and the report
+REFIT_ROLE = "refit"  # a variant trained on all cells: a model to use, no result
 
 SWEEP = "sweep"  # name of the sweep file
 STUDY = "study"  # id of the study; two studies never mix in a table
@@ -24,6 +26,11 @@ GIT_COMMIT = "git_commit"
 GIT_DIRTY = "git_dirty"
 VERSIONS = "versions"  # JSON {package: version}
 
+STAGE = "stage"  # one of the next three; absent from runs of before there were searches
+ABLATION = "ablation"
+SEARCH = "search"  # trained in order to choose
+JUDGE = "judge"  # the winner and the baseline, on groups that the search never saw
+
 # on variants
 VARIED = "varied"  # JSON {dotted key: value}: what sets this variant apart from its siblings
 ORDER = "order"  # position in the sweep file
@@ -36,11 +43,14 @@ FOLD_RUN = "fold_run"  # content-addressed id of the record
 PARTITION = "partition"
 FOLD = "fold"
 SEED = "seed"
-STATUS = "status"  # finished | failed | diverged
+STATUS = "status"  # finished | failed | diverged | stopped (by a search)
 REASON = "reason"  # why it is not finished
 CLASSIFIER = "classifier"  # the winner of the grid search, e.g. "svm C=0.1"
 GROUPED_BY = "grouped_by"  # region | patient | none: what the folds really kept together
 NOTES = "notes"  # JSON list of what a reader must know (class absent from the test fold, best epoch in the warm-up ...)
+
+# on refits
+REFIT = "refit"  # content-addressed id of the model file
 
 # --- metrics of a fold run ------------------------------------------------------------------------------------------
 # per epoch, step = epoch (from 0)
@@ -100,9 +110,19 @@ CV = "cv/"  # cv/<metric>_mean, cv/<metric>_std (ddof 1 over folds, seeds averag
 
 # --- artifacts of a fold run ----------------------------------------------------------------------------------------
 PREDICTIONS = "predictions.parquet"  # id, true, predicted, score per class
-ARRAYS = "arrays.npz"  # test_embedding (N, n) fp16, test_labels, guide_2d (C, 2), classes
+ARRAYS = "arrays.npz"  # test_embedding (N, n) fp16, test_labels, anchors (C, n), guide_2d (C, 2), classes
 # and guide (C, n) where the loss draws cells to points
 RECORD = "record.json"
+# --- artifacts of a study's own run ---------------------------------------------------------------------------------
+SPRITE = "cells.webp"  # thumbnails of at most 1,500 cells, row by row
+CELLS = "cells.parquet"  # id, class, in the order of the thumbnails
+CLASSES = (
+    "classes.json"  # thumbnail, columns (of the sprite); classes, lineages, stages, points of the baseline's guide
+)
+REPORT = "report"  # folder
+# of a refit
+MODEL = "model"  # the network from pixels to embedding, for mlflow.pytorch.load_model
+MODEL_FILE = "model_file"  # the file that `guided predict` reads
 
 
 def experiment_name(sweep: str, data: str) -> str:

@@ -4,24 +4,43 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin
 
 import yaml
+from optuna.trial import BaseTrial
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from guided.config import Config, Data, Strict, content_id
 from guided.strict_yaml import read_yaml
+from guided.where import parse_where
+from sweeps import schema
+from sweeps.budget import Budget
+from sweeps.space import Axis, make_space, space_problems
 
 HERE = Path(__file__).parent
 PRESETS = HERE / "presets"
+
+
+class SearchSpace(Protocol):
+    """What a search needs of a space; `sweeps.space.Space` is one, the recorded variants of a replay another."""
+
+    def suggest(self, trial: BaseTrial) -> dict[str, Any]:
+        """Values for the keys that apply."""
+
+    def as_trial(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Optuna's parameters and distributions of these values."""
+
+    def listed(self) -> list[dict[str, Any]] | None:
+        """Every choice of a space that is a list, else None."""
 
 
 class SpecError(ValueError):
@@ -41,16 +60,76 @@ class Resources(Strict):
     workers: Annotated[int, Field(ge=1)] | None = None  # fold runs at a time; None: as many as fit
 
 
+class Objective(Strict):
+    """What a search is after: a metric of a fold run, averaged over its folds. Never one of the test cells."""
+
+    metric: str
+    direction: Literal["maximize", "minimize"]
+
+
+class NoStop(Strict):
+    """Every variant is trained on every fold."""
+
+    rule: Literal["none"] = "none"
+
+
+class Racing(Strict):
+    """A variant starts with `first` fold runs and goes on while its mean fold-paired difference to the best variant
+    is at least -`margin`."""
+
+    rule: Literal["racing"] = "racing"
+    first: Annotated[int, Field(ge=1)] = 2
+    margin: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Asha(Strict):
+    """A fold run goes on while it is among the best 1/eta of its fold and loss, first after `min_epochs` beyond the
+    warm-up. `auto`: at 60 % of its epochs, where embeddings that grow by the default rule have their length."""
+
+    rule: Literal["asha"] = "asha"
+    min_epochs: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    eta: Annotated[int, Field(ge=2)] = 3
+
+
+class SearchSettings(Strict):
+    """The `search` block of a sweep file."""
+
+    sampler: Literal["tpe", "random", "qmc", "cmaes"] = "tpe"
+    variants: Annotated[int, Field(ge=1)] = 48
+    startup: Annotated[int, Field(ge=1)] = 10  # variants asked at random before TPE begins
+    seed: Annotated[int, Field(ge=0)] = 0
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = (
+        Objective(metric="best/val_f1_macro", direction="maximize"),
+    )
+    stop: Annotated[NoStop | Racing | Asha, Field(discriminator="rule")] = Asha()
+
+
 class SweepFile(Strict):
-    """A sweep file (sweeps/*.yaml)."""
+    """A sweep file (sweeps/*.yaml).
+
+    `extends` names another (shipped, or a path beside this file): its `base` is taken over key by key; of all else this
+    file's word holds.
+    """
 
     question: str
-    kind: Literal["ablation"]
+    kind: Literal["ablation", "search"]
+    extends: str | None = None
     base: dict[str, Any] = Field(default_factory=dict)  # configuration keys, dotted or nested
-    # Either `vary`, the full grid of the listed values, or `variants`, a name and its own keys for each.
+    # An ablation has either `vary`, listed values, or `variants`, a name and its own keys for each.
     vary: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    design: Literal["grid", "one_at_a_time"] = "grid"  # of vary: every combination, or one key apart from the baseline
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    # A search has a space, and groups that it never sees, where its winner is judged.
+    space: dict[str, Axis] = Field(default_factory=dict)
+    search: SearchSettings = SearchSettings()
+    locked: tuple[str, ...] = ()
+    judge_seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    # Expressions over configuration keys, e.g. "not (loss.name == 'ce' and embedding.length > 64)"; a comparison with a
+    # key that a variant does not have is false.
+    constraints: tuple[str, ...] = ()
     baseline: dict[str, Any] | str  # one value for each varied key, or the name of a variant
+    budget: Budget = Budget()
+    max_failures: Annotated[int, Field(ge=1)] | None = None  # so many failed or diverged fold runs end the sweep
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     partitions: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     metric: Literal["test/f1_macro", "test/accuracy"] = "test/f1_macro"
@@ -76,8 +155,17 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class SearchPlan:
+    """What a search asks among: a space, how it is searched, and the variant of its values (SpecError for none)."""
+
+    space: SearchSpace
+    settings: SearchSettings
+    resolve: Callable[[dict[str, Any]], Variant]
+
+
+@dataclass(frozen=True)
 class Sweep:
-    """A resolved sweep: what will be trained, on which data, with what."""
+    """A resolved sweep: what will be trained, on which data, with what. A search begins with its baseline."""
 
     name: str
     question: str
@@ -88,10 +176,19 @@ class Sweep:
     seeds: tuple[int, ...]
     partitions: tuple[int, ...]
     metric: str
+    stage: Literal["ablation", "search", "judge"] = "ablation"
+    budget: Budget = field(default_factory=Budget)
+    max_failures: int | None = None
+    left_out: tuple[str, ...] = ()  # labels of combinations that break a constraint
+    search: SearchPlan | None = None
+    judge_seeds: tuple[int, ...] = ()
+    identity: str = ""  # of a search, whose variants grow: its space, settings and base, hashed
 
     @property
     def base_id(self) -> str:
         """What all variants share, hashed: the baseline's configuration without the varied keys."""
+        if self.identity:
+            return self.identity
         baseline = next(variant for variant in self.variants if variant.baseline)
         varied = {key for variant in self.variants for key in variant.varied}
         # Another loss has other options: where the loss varies, none of them is shared.
@@ -119,22 +216,90 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def _extended(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The keys of a sweep file, with those of the file that it extends."""
+    raw = _read_yaml(path)
+    name = raw.get("extends")
+    if name is None:
+        return raw
+    if not isinstance(name, str):
+        raise SpecError(str(path), [f"extends: {name!r} is no name of a sweep and no path"])
+    beside = path.parent / name
+    other = beside if beside.is_file() else find_sweep(name)
+    seen = (*seen, path.resolve())
+    if other.resolve() in seen:
+        raise SpecError(str(path), [f"extends: {' -> '.join(each.name for each in (*seen, other))} goes in a circle"])
+    parent = _extended(other, seen)
+    # One way to list what is varied: the file's own replaces the other's, and its baseline with it.
+    ways = ("vary", "variants", "space")
+    if any(way in raw for way in ways):
+        parent = {key: value for key, value in parent.items() if key not in (*ways, "baseline", "design")}
+    bases = [content.get("base") for content in (parent, raw)]
+    merged = {**parent, **raw}
+    if all(isinstance(base, dict) for base in bases):
+        merged["base"] = flat(bases[0]) | flat(bases[1])  # type: ignore[arg-type]
+    return merged
+
+
 def shipped_sweeps() -> dict[str, Path]:
     """Name and file of every sweep that comes with the package."""
     return {path.stem: path for path in sorted(HERE.glob("*.yaml"))}
 
 
+OWN = Path("sweeps")  # in the working directory
+
+
+def own_sweeps() -> dict[str, Path]:
+    """Name and file of every sweep in ./sweeps, unless that is the package itself."""
+    return {} if OWN.absolute() == HERE else {path.stem: path for path in sorted(OWN.glob("*.yaml"))}
+
+
 def find_sweep(name: str) -> Path:
-    """File of a sweep given by name or path. Raises SpecError with the nearest name otherwise."""
-    shipped = shipped_sweeps()
-    if name in shipped:
-        return shipped[name]
+    """File of a sweep: ./sweeps/NAME.yaml before one of that name in the package, before a path.
+
+    Raises SpecError with the nearest name otherwise.
+    """
+    known = shipped_sweeps() | own_sweeps()
+    if name in known:
+        return known[name]
     path = Path(name)
     if path.is_file():
         return path
     raise SpecError(
-        f"sweep {name!r}", [f"is neither a file nor one of: {', '.join(shipped)}{_did_you_mean(name, shipped)}"]
+        f"sweep {name!r}", [f"is neither a file nor one of: {', '.join(known)}{_did_you_mean(name, known)}"]
     )
+
+
+TEMPLATE = """# What should this sweep answer? Say it in one sentence; the table and the report begin with it.
+question: Does the distance loss classify better than guide2D?
+kind: ablation
+# What all variants share: any key of guided/config.py, e.g. guide.file, data come from the command line.
+base: {{embedding.length: 64}}
+# Every combination of these values is a variant.
+vary: {{loss.name: [guide2d, distance]}}
+# The variant that the others are compared with: one value of each key above.
+baseline: {{loss.name: guide2d}}
+#   plan it:   guided-sweeps plan {name}
+#   train it:  guided-sweeps run {name}
+"""
+
+
+def new_sweep(name: str, like: str | None = None) -> Path:
+    """Write ./sweeps/NAME.yaml: a sweep to be filled in, or a copy of the sweep `like`; returns its path.
+
+    Raises ValueError for a name that is no plain file name and for a file that is there.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise ValueError(f"{name!r} cannot name a sweep; take letters, digits, - and _, e.g. my_question")
+    text = TEMPLATE.format(name=name) if like is None else find_sweep(like).read_text(encoding="utf-8")
+    path = OWN / f"{name}.yaml"
+    OWN.mkdir(exist_ok=True)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ValueError(f"{path} is there already; edit it, or choose another name") from None
+    return path
 
 
 def default_preset() -> str:
@@ -162,7 +327,7 @@ def load_sweep(
     Raises SpecError with every unknown key, impossible value and contradiction at once.
     """
     path = find_sweep(name)
-    raw = _read_yaml(path)
+    raw = _extended(path)
     problems = [
         f"unknown key {str(key)!r}{_did_you_mean(str(key), SweepFile.model_fields)}"
         for key in raw
@@ -175,19 +340,68 @@ def load_sweep(
         raise SpecError(str(path), problems + [_told(entry) for entry in error.errors()]) from None
     preset = preset or default_preset()
     chosen = _load_preset(preset)
-    own, data_set, resource_set, set_problems = _parse_settings(settings)
+    given, set_problems = _parse_settings(settings)
+    own, data_set, resource_set = given["config"], given["data"], given["resources"]
     problems += set_problems
+    file = _with_settings(file, given, problems)
     problems += _structure_problems(file, own)
     data_values = {**chosen.data, **data_set, **(data or {})}
     resources_values = {**chosen.resources, **resource_set}
     data_model = _checked(Data, data_values, "data.", problems)
     resources = _checked(Resources, resources_values, "resources.", problems)
 
-    variants: list[Variant] = []
-    for name, varied, is_baseline in _rows(file):
-        config = _config(chosen, flat(file.base), own, varied, problems)
+    constraints = _constraints(file, problems)
+
+    def made(label: str, varied: Mapping[str, Any], told: list[str]) -> Variant | None:
+        """The variant of some keys, or None after telling why there is none."""
+        config = _config(chosen, base, own, varied, told)
         if config is not None:
-            variants.append(Variant(name, config, varied, is_baseline))
+            told += [f"{BREAKS} {text}" for text, holds in constraints if not holds(config)]
+        return None if config is None or told else Variant(label, config, flat(varied), False)
+
+    base = flat(file.base)
+    if file.locked:
+        base["folds.holdout"] = list(file.locked)
+    if problems and file.kind == "search":
+        raise SpecError(str(path), problems)
+    resolved = Sweep(
+        name=path.stem,
+        question=file.question,
+        preset=preset,
+        data=data_model or Data(),
+        resources=resources or Resources(),
+        variants=(),
+        seeds=file.seeds,
+        partitions=file.partitions,
+        metric=file.metric,
+        budget=file.budget,
+        max_failures=file.max_failures,
+    )
+    finish = _searched if file.kind == "search" else _ablated
+    sweep = finish(resolved, file, made, problems)
+    if problems or data_model is None or resources is None:
+        raise SpecError(str(path), problems)
+    return sweep
+
+
+Make = Callable[[str, Mapping[str, Any], list[str]], Variant | None]
+
+
+def _ablated(sweep: Sweep, file: SweepFile, made: Make, problems: list[str]) -> Sweep:
+    """The sweep with every variant that is listed and allowed; adds what is wrong to `problems`."""
+    variants: list[Variant] = []
+    left_out: list[str] = []
+    for name, varied, is_baseline in _rows(file):
+        told: list[str] = []
+        variant = made(name, varied, told)
+        if variant is not None:
+            variants.append(replace(variant, baseline=is_baseline, varied=dict(varied)))
+        elif all(problem.startswith(BREAKS) for problem in told):
+            left_out.append(name)
+            if is_baseline:
+                problems.append(f"baseline {name!r} {told[0]}")
+        else:
+            problems += told
     twins: dict[str, str] = {}
     for variant in variants:
         twin = twins.setdefault(variant.config.id, variant.label)
@@ -195,18 +409,46 @@ def load_sweep(
             problems.append(f"variants {twin!r} and {variant.label!r} differ in nothing")
     if not problems and not any(variant.baseline for variant in variants):
         problems.append(_no_baseline(file))
-    if problems or data_model is None or resources is None:
-        raise SpecError(str(path), problems)
-    return Sweep(
-        name=path.stem,
-        question=file.question,
-        preset=preset,
-        data=data_model,
-        resources=resources,
-        variants=tuple(variants),
-        seeds=file.seeds,
-        partitions=file.partitions,
-        metric=file.metric,
+    return replace(sweep, variants=tuple(variants), left_out=tuple(left_out))
+
+
+def _searched(sweep: Sweep, file: SweepFile, made: Make, problems: list[str]) -> Sweep:
+    """The sweep with its space, and its baseline as the first variant; adds what is wrong to `problems`."""
+    space = make_space(file.space)
+    baseline = flat(file.baseline) if isinstance(file.baseline, Mapping) else {}
+    problems += [f"baseline: {problem}" for problem in space.wrong(baseline)]
+    if problems:
+        return sweep
+    first = made(label(baseline), baseline, problems)
+    for values in space.examples(baseline):
+        told: list[str] = []
+        if made(label(values), values, told) is None:
+            problems += [f"{label(values)}: {problem}" for problem in told if not problem.startswith(BREAKS)]
+    if first is None or problems:
+        return sweep
+    first = replace(first, baseline=True)
+
+    def resolve(values: dict[str, Any]) -> Variant:
+        told: list[str] = []
+        variant = made(label(values), values, told)
+        if variant is None:
+            raise SpecError(label(values), told)
+        return first if variant.config.id == first.config.id else variant
+
+    settings = file.search.model_dump(mode="json", exclude={"variants"})
+    shared = {
+        key: value
+        for key, value in flat(first.config.model_dump(mode="json")).items()
+        if key not in file.space and not (key.startswith("loss.") and "loss.name" in file.space)
+    }
+    axes = {key: axis.model_dump(mode="json") for key, axis in file.space.items()}
+    return replace(
+        sweep,
+        variants=(first,),
+        stage="search",
+        search=SearchPlan(space, file.search, resolve),
+        judge_seeds=file.judge_seeds,
+        identity=content_id([shared, axes, settings, list(file.constraints)]),
     )
 
 
@@ -219,7 +461,9 @@ def _rows(file: SweepFile) -> Iterator[tuple[str, dict[str, Any], bool]]:
     baseline = flat(file.baseline) if isinstance(file.baseline, Mapping) else None
     for values in itertools.product(*file.vary.values()):
         varied = dict(zip(file.vary, values, strict=True))
-        yield label(varied), varied, varied == baseline
+        apart = sum(varied[key] != value for key, value in (baseline or {}).items() if key in varied)
+        if file.design == "grid" or apart <= 1:
+            yield label(varied), varied, varied == baseline
 
 
 def _no_baseline(file: SweepFile) -> str:
@@ -247,33 +491,85 @@ def _load_preset(name: str) -> Preset:
     return _validate(Preset, _read_yaml(PRESETS / f"{name}.yaml"))
 
 
-def _parse_settings(text: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
-    """Settings for the configuration, the data and the resources, and what could not be read."""
-    parts: dict[str, dict[str, Any]] = {"config": {}, "data": {}, "resources": {}}
+def _parse_settings(text: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Settings by what they set (config, data, resources, search, budget), and what could not be read."""
+    parts: dict[str, dict[str, Any]] = {"config": {}, "data": {}, "resources": {}, "search": {}, "budget": {}}
     problems = []
     try:
         words = shlex.split(text)
     except ValueError as error:
-        return {}, {}, {}, [f"SET {text!r} cannot be split into key=value pairs: {error}"]
+        return parts, [f"SET {text!r} cannot be split into key=value pairs: {error}"]
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key or not value:
             problems.append(f"SET {word!r} is not of the form key=value, for example train.epochs=4")
             continue
         root, _, rest = key.partition(".")
-        target, name = (parts[root], rest) if root in ("data", "resources") and rest else (parts["config"], key)
+        target, name = (parts[root], rest) if root in parts and root != "config" and rest else (parts["config"], key)
         if name in target:
             problems.append(f"SET gives {key!r} twice")
         try:
             target[name] = yaml.safe_load(value)
         except yaml.YAMLError:
             problems.append(f"SET {key!r}: the value {value!r} cannot be read")
-    return parts["config"], parts["data"], parts["resources"], problems
+    return parts, problems
+
+
+def _with_settings(file: SweepFile, given: Mapping[str, Mapping[str, Any]], problems: list[str]) -> SweepFile:
+    """The file with the settings for its search and its budget."""
+    changed: dict[str, Any] = {}
+    if given["search"]:
+        if file.kind != "search":
+            problems.append(f"SET gives {'search.' + next(iter(given['search']))!r}, and the sweep is no search")
+            return file
+        own = file.search.model_dump(mode="json")
+        stop = {key.removeprefix("stop."): value for key, value in given["search"].items() if key.startswith("stop.")}
+        if stop:
+            own["stop"] = stop if "rule" in stop else own["stop"] | stop
+        own |= {key: value for key, value in given["search"].items() if not key.startswith("stop.")}
+        changed["search"] = _checked(SearchSettings, own, "search.", problems)
+    if given["budget"]:
+        own = file.budget.model_dump(mode="json") | dict(given["budget"])
+        changed["budget"] = _checked(Budget, own, "budget.", problems)
+    return file.model_copy(update={key: value for key, value in changed.items() if value is not None})
+
+
+BREAKS = "breaks the constraint"
+
+
+def _constraints(file: SweepFile, problems: list[str]) -> list[tuple[str, Callable[[Config], bool]]]:
+    """Each constraint and its test; what cannot be read goes to `problems`."""
+    columns = list(dict.fromkeys(key for loss in loss_names() for key in config_keys(loss)))
+    tests: list[tuple[str, Callable[[Config], bool]]] = []
+    for text in file.constraints:
+        try:
+            test = parse_where(text, columns)
+        except ValueError as error:
+            problems.append(f"constraint {text!r}: {str(error).removeprefix('where: ')}")
+            continue
+
+        def holds(config: Config, test: Callable[[Mapping[str, str]], bool] = test) -> bool:
+            # A number that is none compares false with everything, which is what an absent key shall do.
+            row = dict.fromkeys(columns, "nan")
+            for key, value in flat(config.model_dump(mode="json")).items():
+                row[key] = value if isinstance(value, str) else json.dumps(value)
+            return test(row)
+
+        tests.append((text, holds))
+    return tests
 
 
 def _structure_problems(file: SweepFile, settings: Mapping[str, Any]) -> Iterator[str]:
-    if bool(file.vary) == bool(file.variants):
-        yield "a sweep needs either `vary` (listed values, full grid) or `variants` (named ones)"
+    if file.kind == "ablation":
+        if bool(file.vary) == bool(file.variants):
+            yield "a sweep needs either `vary` (listed values, full grid) or `variants` (named ones)"
+        if file.design == "one_at_a_time" and not file.vary:
+            yield "design: one_at_a_time belongs to `vary`"
+        for name in ("space", "search", "locked", "judge_seeds"):
+            if name in file.model_fields_set:
+                yield f"{name!r} belongs to kind: search"
+    else:
+        yield from _search_problems(file)
     for name, keys in file.variants.items():
         for key in settings:
             if key in flat(keys):
@@ -281,16 +577,61 @@ def _structure_problems(file: SweepFile, settings: Mapping[str, Any]) -> Iterato
     for key in settings:
         if key in file.vary:
             yield f"SET gives {key!r}, which the sweep varies over {list(file.vary[key])}"
-    for key in [*file.vary, *(key for keys in file.variants.values() for key in flat(keys))]:
+        if key in file.space:
+            yield f"SET gives {key!r}, which the search varies over {file.space[key].told()}"
+    for key in [*file.vary, *file.space, *(key for keys in file.variants.values() for key in flat(keys))]:
         if key.split(".")[0] == "folds":
             yield f"{key!r} would give variants different folds, and nothing could be compared on the same cells"
     for key, values in file.vary.items():
         repeated = [value for index, value in enumerate(values) if value in values[:index]]
         if repeated:
             yield f"vary: {key!r} lists {repeated[0]!r} twice"
-    for name, values in (("seeds", file.seeds), ("partitions", file.partitions)):
+    for name, values in (
+        ("seeds", file.seeds),
+        ("partitions", file.partitions),
+        ("locked", file.locked),
+        ("judge_seeds", file.judge_seeds),
+    ):
         if len(set(values)) != len(values):
             yield f"{name}: {list(values)} has a value twice"
+
+
+# What a search may be after: never something of the test cells.
+OBJECTIVES = (
+    schema.BEST_VAL_F1,
+    schema.BEST_LENGTH,
+    schema.BEST_EPOCH,
+    schema.EPOCHS_RUN,
+    schema.SECONDS,
+)
+
+
+def _search_problems(file: SweepFile) -> Iterator[str]:
+    if not file.space:
+        yield "a search needs `space`, the keys it may set and their values"
+    for name in ("vary", "variants", "design"):
+        if name in file.model_fields_set:
+            yield f"{name!r} belongs to kind: ablation"
+    if not isinstance(file.baseline, Mapping):
+        yield f"the baseline of a search is a value for each key of its space, not {file.baseline!r}"
+    if not file.locked:
+        yield (
+            "a search needs `locked`, regions or patients that it never sees, e.g. locked: [patient=P1, patient=P4]: "
+            "its winner, tested on the folds that chose it, would look better than it is"
+        )
+    if "holdout" in {key.removeprefix("folds.") for key in flat(file.base)}:
+        yield "the base of a search sets folds.holdout; name the groups under `locked`"
+    known = list(dict.fromkeys(key for loss in loss_names() for key in config_keys(loss)))
+    for key in file.space:
+        if key not in known:
+            yield f"space: unknown key {key!r}{_did_you_mean(key, known)}"
+    yield from space_problems(file.space)
+    for objective in file.search.objectives:
+        if objective.metric not in OBJECTIVES:
+            yield (
+                f"search.objectives: {objective.metric!r} is not one of {', '.join(OBJECTIVES)}"
+                f"{_did_you_mean(objective.metric, OBJECTIVES)}"
+            )
 
 
 def _config(

@@ -19,6 +19,7 @@ from guided.data import Dataset, load_dataset
 from guided.folds import Fold, make_folds
 from guided.growth import reaches_length
 from guided.guide import EmbeddingGuide, load_guide
+from sweeps.budget import Budget
 from sweeps.records import FoldRun, folder_bytes
 from sweeps.spec import Resources, SpecError, Sweep, Variant
 
@@ -49,11 +50,16 @@ class Study:
         """Where the study keeps its plan and its lock."""
         return self.out / "studies" / f"{self.sweep.name}-{self.id}"
 
+    @property
+    def warmups(self) -> Path:
+        """Where fold runs that share a warm-up leave it for each other."""
+        return self.folder / "warmups"
+
     @cached_property
     def fold_runs(self) -> list[FoldRun]:
         """Every fold run, in the order they are trained: fold by fold through all variants, so that the running
         comparison is always over nearly the same folds."""
-        folds = range(self.sweep.variants[0].config.folds.count)
+        folds = range(self.sweep.variants[0].config.folds.number)
         return [
             self._fold_run(variant, partition, fold, seed)
             for seed in self.sweep.seeds
@@ -133,6 +139,10 @@ class Study:
             "question": sweep.question,
             "preset": sweep.preset,
             "metric": sweep.metric,
+            "stage": sweep.stage,
+            "identity": sweep.identity,
+            "budget": sweep.budget.model_dump(mode="json"),
+            "max_failures": sweep.max_failures,
             "data": sweep.data.model_dump(mode="json"),
             "data_name": self.data.name,
             "data_directory": os.path.relpath(self.data.directory, self.out),
@@ -215,6 +225,11 @@ def read_study(folder: Path) -> Study:
         seeds=tuple(plan["seeds"]),
         partitions=tuple(plan["partitions"]),
         metric=plan["metric"],
+        # Absent from plans of before there were searches.
+        stage=plan.get("stage", "ablation"),
+        identity=plan.get("identity", ""),
+        budget=Budget(**plan.get("budget", {})),
+        max_failures=plan.get("max_failures"),
     )
     guides = {variant.config.id: guide for variant, guide in zip(variants, from_json, strict=True)}
     return Study(sweep, Dataset.open(out / plan["data_directory"]), guides, out)

@@ -15,9 +15,14 @@ import os
 import queue
 import subprocess
 import threading
+import time
+import warnings
 from collections import defaultdict
+from collections.abc import Set
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,6 +39,11 @@ from sweeps import schema
 from sweeps.records import Record, Records
 from sweeps.spec import Variant, flat
 from sweeps.study import Study
+from sweeps.thumbnails import write_thumbnails
+
+if TYPE_CHECKING:
+    from guided.model import GuidedModel
+    from sweeps.refit import Refit
 
 for name in ("mlflow.store.db.utils", "alembic"):
     logging.getLogger(name).setLevel(logging.WARNING)  # a new store tells every one of its migrations
@@ -57,8 +67,16 @@ class Tracker:
         self._common = _common_tags(study)
         self._input = _dataset_input(study)
         self._experiment = self._make_experiment(uri)
-        self._parents = {variant.label: self._parent(index, variant) for index, variant in _numbered(study)}
+        self._parents: dict[str, str] = {}
+        self.grow(study)
         self._children = self._existing_children()
+
+    def grow(self, study: Study) -> None:
+        """Take in the variants that a search has added."""
+        self._study = study
+        for index, variant in _numbered(study):
+            if variant.label not in self._parents:
+                self._parents[variant.label] = self._parent(index, variant)
 
     def _make_experiment(self, uri: str) -> str:
         name = schema.experiment_name(self._study.sweep.name, self._study.data.name)
@@ -117,6 +135,19 @@ class Tracker:
         conditions = ((schema.ROLE, schema.FOLD_RUN_ROLE), (schema.STUDY, self._study.id))
         return {run.data.tags[schema.FOLD_RUN]: run for run in self._search(*conditions)}
 
+    @property
+    def client(self) -> MlflowClient:
+        return self._client
+
+    @property
+    def experiment(self) -> str:
+        """Id of the study's experiment."""
+        return self._experiment
+
+    def parent_of(self, variant: Variant) -> str:
+        """Id of the run of a variant."""
+        return self._parents[variant.label]
+
     def is_projected(self, record: Record) -> bool:
         """Whether the projection of this very record has ended well; a fold run that was retried has a newer one."""
         child = self._children.get(record.id)
@@ -173,12 +204,13 @@ class Tracker:
         self._client.log_inputs(mlflow_id, datasets=[self._input])
         for path in [record.folder / schema.RECORD, *record.artifacts()]:
             self._client.log_artifact(mlflow_id, str(path))
-        status = "FINISHED" if record.status == "finished" else "FAILED"
+        status = {"finished": "FINISHED", "stopped": "KILLED"}.get(record.status, "FAILED")
         self._client.set_terminated(mlflow_id, status, end_time=ended)
         self._children[run.id] = self._client.get_run(mlflow_id)
 
-    def close(self, records: dict[str, Record]) -> None:
-        """Aggregate each variant over its folds and set its state; only a complete variant gets a mean."""
+    def close(self, records: dict[str, Record], given_up: Set[str] = frozenset()) -> None:
+        """Aggregate each variant over its folds and set its state; only a complete variant gets a mean. `given_up` are
+        the labels of variants that a search will not complete."""
         now = max((_ended(record) for record in records.values()), default=0)
         for variant in self._study.sweep.variants:
             runs = self._study.runs_of(variant)
@@ -199,20 +231,99 @@ class Tracker:
                         metrics.append(Metric(f"{schema.CV}{key}_std", float(folds.std(ddof=1)), now, 0))
                 for start in range(0, len(metrics), BATCH):
                     self._client.log_batch(mlflow_id, metrics=metrics[start : start + BATCH])
-            failed = any(record.status != "finished" for record in finished.values())
-            status = "FINISHED" if complete else "FAILED" if failed else "RUNNING"
+            ends = {record.status for record in finished.values()}
+            broken = ends & {"failed", "diverged"}
+            ended = "KILLED" if variant.label in given_up else "RUNNING"
+            status = "FINISHED" if complete else "FAILED" if broken else ended
             if status == "RUNNING":
                 self._client.update_run(mlflow_id, status=status)
             else:
                 self._client.set_terminated(mlflow_id, status)
+        self._show_cells()
 
-    def sync(self, records: dict[str, Record]) -> int:
+    def _show_cells(self) -> None:
+        """Once per study: thumbnails and the lineages of the classes, in a run of the study's own."""
+        study = self._study
+        if self._search((schema.ROLE, schema.STUDY_ROLE), (schema.STUDY, study.id)):
+            return
+        tags = {**self._common, schema.ROLE: schema.STUDY_ROLE, "mlflow.note.content": study.sweep.question}
+        with TemporaryDirectory() as folder:
+            write_thumbnails(study, Path(folder))
+            # Found only when whole: the tags that name it come last.
+            run = self._client.create_run(self._experiment, run_name=f"study {study.sweep.name}")
+            self._client.log_artifacts(run.info.run_id, folder)
+        self._client.log_batch(run.info.run_id, tags=_run_tags(tags))
+        self._client.set_terminated(run.info.run_id)
+
+    def sync(self, records: dict[str, Record], given_up: Set[str] = frozenset()) -> int:
         """Project every record that is not yet in MLflow and close the variants; returns how many were missing."""
         missing = [record for record in records.values() if not self.is_projected(record)]
         for record in missing:
             self.project(record)
-        self.close(records)
+        self.close(records, given_up)
         return len(missing)
+
+
+def log_refit(refit: Refit, model: GuidedModel, uri: str) -> str:
+    """Log a refit beside the fold runs of its variant, and return its run's id. One that is there is left as it is.
+
+    The run has the network from pixels to embedding for `mlflow.pytorch.load_model`, as a traced graph that loads
+    without running pickled code and without this package, and the model file for `python -m guided predict`.
+    """
+    tracker, study, variant = Tracker(refit.study, uri), refit.study, refit.variant
+    client, experiment, parent = tracker.client, tracker.experiment, tracker.parent_of(variant)
+    for run in client.search_runs([experiment], f"tags.`{schema.REFIT}` = '{refit.id}'"):
+        if run.info.status == "FINISHED":
+            return str(run.info.run_id)
+    tags = {
+        **_common_tags(study),
+        schema.ROLE: schema.REFIT_ROLE,
+        schema.REFIT: refit.id,
+        schema.VARIANT: variant.label,
+        schema.VARIANT_ID: variant.config.id,
+        schema.GUIDE_HASH: study.guides[variant.config.id].hash,
+        "mlflow.parentRunId": parent,
+        "mlflow.runName": f"{variant.label} · refit on all cells",
+    }
+    run_id = str(client.create_run(experiment, tags=tags, run_name=tags["mlflow.runName"]).info.run_id)
+    parameters = {**_parameters(study, variant), "epochs": str(len(refit.lengths)), "seed": str(refit.seed)}
+    client.log_batch(run_id, params=[Param(key, value) for key, value in parameters.items()])
+    now = int(1000 * time.time())
+    metrics = [
+        Metric(key, value, now, step)
+        for step, epoch in enumerate(model.about["history"])
+        for key, value in epoch.items()
+        if key != "epoch"
+    ]
+    for start in range(0, len(metrics), BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+    client.log_inputs(run_id, datasets=[_dataset_input(study)])
+    _log_network(refit, model, run_id, uri)
+    client.log_artifact(run_id, str(refit.path), schema.MODEL_FILE)
+    client.set_terminated(run_id)
+    return run_id
+
+
+def _log_network(refit: Refit, model: GuidedModel, run_id: str, uri: str) -> None:
+    import mlflow.pytorch  # with torch, which the tracking of fold runs does not need
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    example = np.array(refit.study.data.images[refit.rows[:2]], dtype=np.float32)
+    pixels, length = TensorSpec(np.dtype(np.float32), (-1, *example.shape[1:])), refit.lengths[-1]
+    embedding = TensorSpec(np.dtype(np.float32), (-1, length))
+    mlflow.set_tracking_uri(uri)
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        # torch packs views of one storage together and asks about a case that is none: the weights are on the CPU.
+        warnings.filterwarnings("ignore", message="No complete tensor found in the group")
+        mlflow.pytorch.log_model(
+            model.net,
+            name=schema.MODEL,
+            signature=ModelSignature(Schema([pixels]), Schema([embedding])),
+            input_example=example,
+            pip_requirements=[f"{package}=={version(package)}" for package in ("torch", "numpy")],
+            serialization_format="pt2",
+        )
 
 
 class TrackingThread:
@@ -237,6 +348,10 @@ class TrackingThread:
                 self.failure = _line(error)
         self._thread.start()
 
+    def grow(self, study: Study) -> None:
+        """Take in the variants that a search has added."""
+        self._study = study
+
     def put(self, run_id: str) -> None:
         """A fold run has left its record."""
         self._inbox.put(run_id)
@@ -250,12 +365,13 @@ class TrackingThread:
             if record is None:
                 continue
             try:
+                self._tracker.grow(self._study)
                 self._tracker.project(record)
             except FAILURES as error:
                 self.failure = _line(error)
                 self.unwritten.append(run_id)
 
-    def finish(self, records: dict[str, Record]) -> None:
+    def finish(self, records: dict[str, Record], given_up: Set[str] = frozenset()) -> None:
         """Wait for what is under way, then bring MLflow up to all records; a store that is back is used again."""
         self._inbox.put(None)
         self._thread.join()
@@ -263,7 +379,8 @@ class TrackingThread:
             return
         try:
             tracker = self._tracker or Tracker(self._study, self._uri)
-            tracker.sync(records)
+            tracker.grow(self._study)
+            tracker.sync(records, given_up)
         except FAILURES as error:
             self.failure = _line(error)
             return
@@ -314,6 +431,7 @@ def _common_tags(study: Study) -> dict[str, str]:
     commit, dirty = _git()
     tags = {
         schema.SWEEP: study.sweep.name,
+        schema.STAGE: study.sweep.stage,
         schema.STUDY: study.id,
         schema.STARTED: study.started,
         schema.DATA_NAME: study.data.name,

@@ -23,7 +23,7 @@ from ray.tune import Trainable
 from threadpoolctl import threadpool_limits
 
 from guided.data import Dataset
-from guided.train import Diverged, Epoch, FoldResult, run_fold
+from guided.train import Diverged, Epoch, FoldResult, run_fold, saved_history, warmup_key
 from sweeps import schema
 from sweeps.attempt import Attempt, attempts_in
 from sweeps.place import NODE_DATA, node_copy
@@ -76,8 +76,15 @@ class FoldRunTrial(Trainable):
             seed=self._fold_run.seed,
             device=resources.device,
             checkpoint=self._records.checkpoint(self._fold_run.id),
+            warmups=study.warmups if self._shares_warmup() else None,
         )
         self._attempt = Attempt.begin(self._records.checkpoint(self._fold_run.id))
+
+    def _shares_warmup(self) -> bool:
+        """Whether another variant of the study passes through the same warm-up, on every fold."""
+        key = warmup_key(self._fold_run.config)
+        alike = [variant for variant in self._study_of.sweep.variants if warmup_key(variant.config) == key]
+        return key is not None and len(alike) > 1
 
     def _close(self) -> None:
         if self._generator is not None:
@@ -85,7 +92,8 @@ class FoldRunTrial(Trainable):
             self._generator = None
 
     def step(self) -> dict[str, Any]:
-        """One epoch; the step after the last one tests and writes the record."""
+        """One epoch; the step after the last one tests and writes the record. A fold run that a search wants stopped
+        writes its record instead of another epoch."""
         try:
             return self._step()
         except OSError as error:
@@ -103,6 +111,9 @@ class FoldRunTrial(Trainable):
         if self._records.has(self._fold_run.id):
             return {"done": True}  # this or another process wrote it and died before it could tell
         self._attempt.check()
+        reason = self._records.stop_asked(self._fold_run.id)
+        if reason is not None:
+            return self._halt(reason)
         try:
             epoch = next(self._generator)
         except StopIteration as end:
@@ -153,6 +164,7 @@ class FoldRunTrial(Trainable):
             arrays={
                 "test_embedding": result.embedding,
                 "test_labels": data.labels[result.test_rows],
+                "anchors": result.anchors,
                 **({} if result.guide is None else {"guide": result.guide}),
                 "guide_2d": self._study_of.guides[run.config.id].points,
                 "classes": np.array(data.classes),
@@ -171,6 +183,14 @@ class FoldRunTrial(Trainable):
         self._records.write(self._fold_run, "diverged", reason=str(error), history=error.history, details=details)
         self._records.drop_checkpoint(self._fold_run.id)
         return {"epoch": len(error.history), "done": True}
+
+    def _halt(self, reason: str) -> dict[str, Any]:
+        self._close()
+        history = saved_history(self._records.checkpoint(self._fold_run.id))
+        details = {**self._details(), "notes": []}
+        self._records.write(self._fold_run, "stopped", reason=reason, history=history, details=details)
+        self._records.drop_checkpoint(self._fold_run.id)
+        return {"epoch": len(history), "done": True}
 
     def _details(self) -> dict[str, Any]:
         return {

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import browser as browser
 
 from guided.config import Config, Data
 from guided.data import Dataset, load_dataset

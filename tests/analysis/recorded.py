@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+from PIL import Image
 
 from sweeps import schema
 
@@ -144,3 +148,84 @@ def copy_run(recorded: Recorded, run_id: str) -> str:
     )
     recorded.client.set_terminated(again.info.run_id, run.info.status)
     return str(again.info.run_id)
+
+
+# Class: lineage, stage, point on the guide.
+CLASSES = {
+    "blast": ("undifferentiated", 0, (0.0, 0.0)),
+    "myelocyte": ("neutrophilic", 2, (0.0, 2.0)),
+    "segmented": ("neutrophilic", 5, (0.0, 5.0)),
+    "lymphocyte": ("lymphoid", 4, (0.0, -4.5)),
+    "monocyte": ("monocytic", 4, (-4.0, -2.0)),
+}
+
+
+def write_cells(
+    recorded: Recorded,
+    folder: Path,
+    *,
+    cells: int = 300,
+    length: int = 2,
+    guided: bool = True,
+    classes: Mapping[str, tuple[str, float, tuple[float, float]]] = CLASSES,
+    ids: str = "cell-{}",
+    pictures: bool = True,
+) -> None:
+    """The files of every finished fold run, and the study's own run: `cells` test cells over the folds, around the
+    guide's points of their classes, every tenth predicted wrongly, each a thumbnail in one grey that tells its number.
+    """
+    names, points = list(classes), np.array([point for *_, point in classes.values()])
+    client, folds = recorded.client, sorted({fold for _, _, fold, _ in recorded.fold_runs})
+    labels = np.arange(cells) % len(names)
+    name_of = [ids.format(number) for number in range(cells)]
+    for (_, _, fold, seed), run in recorded.fold_runs.items():
+        if client.get_run(run).data.tags[schema.STATUS] != "finished":
+            continue
+        rows = np.flatnonzero(np.arange(cells) // len(names) % len(folds) == fold)
+        rng = np.random.default_rng([fold, seed])
+        embedding = np.zeros((len(rows), length))
+        embedding[:, :2] = points[labels[rows]]
+        embedding += rng.normal(0, 0.4, embedding.shape)
+        predicted = np.where(np.arange(len(rows)) % 10 == 9, (labels[rows] + 1) % len(names), labels[rows])
+        scores = np.eye(len(names))[predicted] + rng.uniform(0, 0.5, (len(rows), len(names)))
+        table = pd.DataFrame({"id": np.array(name_of)[rows], "true": np.array(names)[labels[rows]]})
+        table["predicted"] = np.array(names)[predicted]
+        table = pd.concat([table, pd.DataFrame(scores, columns=[f"score/{name}" for name in names])], axis=1)
+        table.to_parquet(folder / schema.PREDICTIONS)
+        guide = {"guide": np.pad(points, ((0, 0), (0, length - 2)))} if guided else {}
+        np.savez(
+            folder / schema.ARRAYS,
+            test_embedding=embedding.astype(np.float16),
+            test_labels=labels[rows],
+            classes=np.array(names),
+            guide_2d=points,
+            **guide,
+        )
+        history = [
+            {"epoch": float(epoch), schema.VAL_F1: 0.1 * epoch + 0.01 * fold, schema.LENGTH: float(2 + epoch)}
+            for epoch in range(4)
+        ]
+        (folder / schema.RECORD).write_text(
+            json.dumps({"content": {"history": history, "details": {"host": "secret"}}})
+        )
+        for name in (schema.PREDICTIONS, schema.ARRAYS, schema.RECORD):
+            client.log_artifact(run, str(folder / name))
+    if not pictures:
+        return
+    first = client.get_run(next(iter(recorded.variants.values())))
+    tags = {key: first.data.tags[key] for key in (schema.SWEEP, schema.STUDY)} | {schema.ROLE: schema.STUDY_ROLE}
+    run = client.create_run(first.info.experiment_id, tags=tags).info.run_id
+    side, columns = 8, int(np.ceil(np.sqrt(cells)))
+    sprite = np.zeros((-(-cells // columns) * side, columns * side, 3), dtype=np.uint8)
+    for place in range(cells):
+        y, x = place // columns * side, place % columns * side
+        sprite[y : y + side, x : x + side] = 40 + 8 * (place % 25)
+    buffer = io.BytesIO()
+    Image.fromarray(sprite).save(buffer, "WEBP", lossless=True)
+    (folder / schema.SPRITE).write_bytes(buffer.getvalue())
+    pd.DataFrame({"id": name_of, "class": np.array(names)[labels]}).to_parquet(folder / schema.CELLS)
+    told = {"thumbnail": side, "columns": columns, "classes": names, "points": points.tolist()}
+    told |= {"lineages": [each[0] for each in classes.values()], "stages": [each[1] for each in classes.values()]}
+    (folder / schema.CLASSES).write_text(json.dumps(told), encoding="utf-8")
+    for name in (schema.SPRITE, schema.CELLS, schema.CLASSES):
+        client.log_artifact(run, str(folder / name))

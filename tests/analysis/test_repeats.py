@@ -66,6 +66,25 @@ def test_the_report_shows_it(recorded: Recorded, tmp_path: Path) -> None:
     assert "## Stability over repeats" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
 
 
+def test_a_collapsed_repeat_is_told_and_costs_only_its_variant(recorded: Recorded, tmp_path: Path) -> None:
+    flat, labels = np.ones((12, 2), dtype=np.float16), np.repeat(np.arange(3), 4)
+    np.savez(tmp_path / schema.ARRAYS, test_embedding=flat, test_labels=labels, classes=np.array(["a", "b", "c"]))
+    recorded.client.log_artifact(recorded.fold_runs["turned", 0, 1, 1], str(tmp_path / schema.ARRAYS))
+    study = load_study(recorded.uri, "radius")
+    table = repeats(study, recorded.uri).set_index("variant")
+    assert table["note"].tolist() == ["", "partition 0 fold 1: every class has the same position in run 1", ""]
+    assert np.isnan(table.loc["turned", "aligned"]) and table.loc["named", "raw"] == 0
+    page = write_report(compare(study), tmp_path / "report", repeats(study, recorded.uri)).read_text(encoding="utf-8")
+    assert "every class has the same position in run 1" in page
+
+
+def test_only_so_many_arrays_are_read_the_baseline_first(recorded: Recorded) -> None:
+    study = load_study(recorded.uri, "radius")
+    table = repeats(study, recorded.uri, most=8)
+    assert table["variant"].tolist() == ["named", "turned", "axes"]
+    assert table["note"].tolist() == ["", "", "not read: only 8 fold runs are"] and table["aligned"].isna().sum() == 1
+
+
 def test_one_seed_repeats_nothing(whole: Recorded) -> None:
     assert repeats(load_study(whole.uri, "radius"), whole.uri).empty
 

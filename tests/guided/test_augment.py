@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guided.augment import Images, augmented, channel_statistics, quarter_turned, rotated
+from guided.augment import Images, channel_statistics, quarter_turned, rotated
 from guided.config import Augment
 
 STILL = Augment(flips=False, rotation="none", stain=0.0, light=0.0)
@@ -21,6 +21,12 @@ STILL = Augment(flips=False, rotation="none", stain=0.0, light=0.0)
 def batch() -> torch.Tensor:
     values = np.random.default_rng(0).standard_normal((6, 3, 17, 17)).astype(np.float32)
     return torch.from_numpy(values)
+
+
+def augmented(batch: torch.Tensor, config: Augment, rng: np.random.Generator) -> torch.Tensor:
+    """Images whose pixels are already normalised."""
+    images = Images(batch.permute(0, 2, 3, 1).contiguous(), torch.zeros(3), torch.ones(3))
+    return images.augmented(np.arange(len(batch)), config, rng)
 
 
 @settings(max_examples=25, deadline=None)

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from guided.config import Config
+from guided.config import Config, Embedding
 from guided.data import Dataset
 from guided.folds import Fold, make_folds
 from guided.geometry import effective_rank
 from guided.guide import EmbeddingGuide, load_guide
-from guided.losses import LOSSES, class_weights
+from guided.losses import LOSSES, LossObject, class_weights
 from guided.metrics import lineage_distances, macro_f1
-from guided.train import Diverged, Epoch, FoldResult, _Run, run_fold
+from guided.train import AllCells, Diverged, Epoch, Fitted, FoldResult, _Run, fit_all, run_fold, warmup_key
 
 Inputs = tuple[Dataset, Fold, EmbeddingGuide]
 
@@ -30,11 +30,11 @@ def inputs(marrow: Dataset, quick: Config) -> Inputs:
 
 
 def drive(
-    inputs: Inputs, config: Config, *, stop: int | None = None, checkpoint: Path | None = None, seed: int = 0
+    inputs: Inputs, config: Config, *, stop: int | None = None, seed: int = 0, **folders: Path
 ) -> tuple[list[Epoch], FoldResult | None]:
     """All epochs of a fold run and its result; or the first `stop` epochs, then the generator is closed."""
     epochs = []
-    generator = run_fold(*inputs, config, seed=seed, checkpoint=checkpoint)
+    generator = run_fold(*inputs, config, seed=seed, **folders)
     while stop is None or len(epochs) < stop:
         try:
             epochs.append(next(generator))
@@ -120,6 +120,72 @@ def test_going_on_from_a_checkpoint_is_going_straight(
     assert result is not None and len(first) + len(rest) == len(straight.history), "no epoch is trained twice"
     assert lasting(result.history) == lasting(straight.history)
     assert np.array_equal(result.embedding, straight.embedding) and np.array_equal(result.scores, straight.scores)
+
+
+def with_loss(config: Config, **options: Any) -> Config:
+    return config.model_copy(update={"loss": config.loss.model_copy(update=options)})
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The epochs that were trained since the test began."""
+    epochs: list[int] = []
+    train = _Run._train
+
+    def watched(run: _Run, epoch: int, length: int, loss: LossObject) -> Epoch:
+        epochs.append(epoch)
+        return train(run, epoch, length, loss)
+
+    monkeypatch.setattr(_Run, "_train", watched)
+    return epochs
+
+
+def test_a_warmup_taken_over_is_as_one_trained(
+    inputs: Inputs, quick: Config, straight: FoldResult, trained: list[int], tmp_path: Path
+) -> None:
+    """It was left by a variant with another loss; what is interrupted behind it goes on from its own checkpoint."""
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    drive(inputs, with_loss(quick, lowpass=0.0), stop=4, warmups=shared)
+    trained.clear()
+    first, _ = drive(inputs, quick, stop=4, checkpoint=own, warmups=shared)
+    assert lasting(first) == lasting(straight.history[:4]) and trained == [3]
+    rest, result = drive(inputs, quick, checkpoint=own, warmups=shared)
+    assert len(rest) == 2 and trained == [3, 4, 5]
+    assert result is not None and lasting(result.history) == lasting(straight.history) and result.grid == straight.grid
+    assert np.array_equal(result.embedding, straight.embedding) and np.array_equal(result.scores, straight.scores)
+
+
+def test_a_damaged_warmup_is_trained_and_left_anew(few: Inputs, trained: list[int], tmp_path: Path) -> None:
+    config = tiny("guide_umap", epochs=4)
+    straight = drive(few, config, warmups=tmp_path)[0]
+    (left,) = tmp_path.iterdir()
+    sound = left.read_bytes()
+    left.write_bytes(sound[:-1])
+    trained.clear()
+    again = drive(few, config, warmups=tmp_path)[0]
+    assert trained == [0, 1, 2, 3] and lasting(again) == lasting(straight)
+    trained.clear()
+    drive(few, config, warmups=tmp_path)
+    assert trained == [3] and left.stat().st_size == len(sound)
+
+
+def test_a_warmup_is_shared_by_those_that_differ_in_their_loss_only(
+    few: Inputs, trained: list[int], tmp_path: Path
+) -> None:
+    config = tiny("guide_umap", epochs=4)
+    drive(few, config, warmups=tmp_path)
+    rate = config.train.model_copy(update={"learning_rate": 0.002})
+    for other, seed, epochs in (
+        (tiny("triplet", epochs=4), 0, [3]),
+        (tiny("ce", epochs=4), 0, [0, 1, 2, 3]),  # its layer is in the optimiser
+        (config.model_copy(update={"train": rate}), 0, [0, 1, 2, 3]),
+        (config, 1, [0, 1, 2, 3]),
+    ):
+        trained.clear()
+        taken = drive(few, other, seed=seed, warmups=tmp_path)[0]
+        assert trained == epochs and lasting(taken) == lasting(drive(few, other, seed=seed)[0])
+    assert warmup_key(with_loss(config, lowpass=0.0)) == warmup_key(config)
+    assert warmup_key(config.model_copy(update={"embedding": Embedding(warmup=False)})) is None
 
 
 def test_another_process_gives_the_same_bits(straight: FoldResult, quick: Config, cache: Path) -> None:
@@ -407,3 +473,53 @@ def test_bf16_changes_the_trunk_only_and_little(few: Inputs) -> None:
 def test_tf32_is_fp32_without_cuda(few: Inputs) -> None:
     exact, same = (drive(few, tiny("ce", precision=precision, epochs=1))[0] for precision in ("fp32", "tf32"))
     assert lasting(exact) == lasting(same)
+
+
+# --- on all cells ---------------------------------------------------------------------------------------------------
+
+
+def drive_all(inputs: Inputs, config: Config, lengths: list[int], **more: Any) -> tuple[list[Epoch], Fitted]:
+    data, fold, guide = inputs
+    epochs = fit_all(data, fold.train, guide, config, lengths, seed=0, **more)
+    records = []
+    while True:
+        try:
+            records.append(next(epochs))
+        except StopIteration as end:
+            return records, end.value
+
+
+def test_all_cells_are_trained_by_the_loop_of_a_fold_run(inputs: Inputs, quick: Config, straight: FoldResult) -> None:
+    data, fold, guide = inputs
+    run = _Run(data, AllCells(fold.train, index=fold.index), guide, quick, 0, torch.device("cpu"))
+    for record in lasting(straight.history[:5]):  # through warm-up, growth and refresh
+        (own,) = lasting([run.unjudged_epoch(int(record["embedding/length"]))])
+        assert own == {key: record[key] for key in own}
+
+
+def test_the_fitted_network_has_the_length_of_its_last_epoch(few: Inputs, quick: Config, tmp_path: Path) -> None:
+    data, fold, _ = few
+    records, fitted = drive_all(few, quick, [2, 2, 2, 4])
+    assert len(records) == 4 and fitted.embedding.shape == (len(fold.train), 4) and not fitted.on_drawing
+    images = torch.from_numpy(np.array(data.images[fold.train[:8]])).permute(0, 3, 1, 2).float()
+    mean, sd = (torch.as_tensor(part).reshape(1, 3, 1, 1) for part in (fitted.pixel_mean, fitted.pixel_sd))
+    with torch.no_grad():
+        again = fitted.net((images - mean) / sd, 4).numpy()
+    assert again == pytest.approx(fitted.embedding[:8], rel=1e-3, abs=1e-4)
+    assert drive_all(few, quick, [2, 2])[1].on_drawing, "the warm-up draws to the guide"
+    # Stopped after two epochs and begun again: the same network.
+    data, fold, guide = few
+    begun = fit_all(data, fold.train, guide, quick, [2, 2, 2, 4], seed=0, checkpoint=tmp_path / "state")
+    next(begun), next(begun)
+    begun.close()
+    records, resumed = drive_all(few, quick, [2, 2, 2, 4], checkpoint=tmp_path / "state")
+    assert len(records) == 2 and (resumed.embedding == fitted.embedding).all()
+    with pytest.raises(ValueError, match="no epochs"):
+        drive_all(few, quick, [])
+
+
+def test_a_result_has_the_class_means_of_its_training_cells(inputs: Inputs, straight: FoldResult) -> None:
+    data, fold, _ = inputs
+    assert straight.anchors.shape == (len(data.classes), straight.embedding.shape[1])
+    absent = np.setdiff1d(np.arange(len(data.classes)), data.labels[fold.train])
+    assert (np.flatnonzero(np.isnan(straight.anchors).any(1)) == absent).all()

@@ -1,0 +1,213 @@
+"""Sweep files beyond the plain grid: searches, constraints, one key at a time, budgets, files that extend others."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from guided.config import Config, Data, Folds
+from guided.data import load_dataset
+from guided.folds import make_folds
+from sweeps.__main__ import main
+from sweeps.judge import judgement, winner_of
+from sweeps.spec import SpecError, load_sweep
+from sweeps.strategy import Standing
+from sweeps.study import Study, make_study, read_study
+
+SEARCH = """
+question: Which loss and filter?
+kind: search
+space:
+  loss.lowpass: {uniform: [0.0, 1.0], when: {loss.name: [guide_umap]}}
+  loss.name: {choice: [guide2d, guide_umap, ce]}
+  embedding.length: {choice: [8, 16]}
+search: {variants: 4, stop: {rule: none}}
+constraints: ["not (loss.name == 'ce' and embedding.length > 8)"]
+locked: [patient=P3, patient=P5]
+baseline: {loss.name: guide2d, embedding.length: 16}
+judge_seeds: [0, 1]
+"""
+GRID = """
+question: Which radius and length?
+kind: ablation
+vary: {guide.radius: [1, 2, 5], embedding.length: [8, 16]}
+baseline: {guide.radius: 5, embedding.length: 16}
+"""
+BY_TEST = "{metric: test/f1_macro, direction: maximize}"
+TINY = "data.cells=300 data.size=16 folds.count=2 train.epochs=2 train.batch_size=16"
+
+
+def write(folder: Path, text: str, name: str = "mine") -> str:
+    path = folder / f"{name}.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def problems(folder: Path, text: str, settings: str = "") -> str:
+    with pytest.raises(SpecError) as caught:
+        load_sweep(write(folder, text), preset="laptop", settings=settings)
+    return str(caught.value)
+
+
+def test_a_search_begins_with_its_baseline_and_resolves_values(tmp_path: Path) -> None:
+    sweep = load_sweep(write(tmp_path, SEARCH), preset="laptop")
+    assert sweep.stage == "search" and sweep.search is not None
+    (baseline,) = sweep.variants
+    assert baseline.baseline and baseline.config.folds.holdout == ("patient=P3", "patient=P5")
+    variant = sweep.search.resolve({"loss.name": "guide_umap", "loss.lowpass": 0.25, "embedding.length": 8})
+    assert variant.config.loss.model_dump()["lowpass"] == 0.25 and not variant.baseline
+    assert sweep.search.resolve(dict(baseline.varied)).baseline
+    with pytest.raises(SpecError, match=r"breaks the constraint not .loss.name == 'ce'"):
+        sweep.search.resolve({"loss.name": "ce", "embedding.length": 16})
+
+
+def test_a_search_keeps_its_identity_when_it_is_allowed_more(tmp_path: Path) -> None:
+    one = load_sweep(write(tmp_path, SEARCH), preset="laptop")
+    more = load_sweep(write(tmp_path, SEARCH), preset="laptop", settings="search.variants=9 budget.fold_runs=3")
+    other = load_sweep(write(tmp_path, SEARCH.replace("[8, 16]", "[8, 16, 32]")), preset="laptop")
+    assert one.base_id == more.base_id != other.base_id
+    assert more.search is not None and more.search.settings.variants == 9 and more.budget.fold_runs == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("locked: [patient=P3, patient=P5]", ""), "a search needs `locked`"),
+        (("space:", "vary: {guide.radius: [1]}\nspace:"), "'vary' belongs to kind: ablation"),
+        (("loss.name: guide2d, embedding.length: 16}", "loss.name: ce}"), "'embedding.length' is missing"),
+        (("baseline: {loss.name: guide2d", "baseline: {loss.name: trip"), "'trip' is not in guide2d, guide_umap"),
+        (("choice: [guide2d, guide_umap, ce]", "choice: [guide2d, guide_umap, cee]"), "did you mean 'ce'"),
+        (("embedding.length: {choice", "embedding.lenght: {choice"), "did you mean 'embedding.length'"),
+        (("uniform: [0.0, 1.0]", "uniform: [0.0, 1.5]"), "loss.lowpass: input should be less than or equal to 1"),
+        (("uniform: [0.0, 1.0]", "unifrom: [0.0, 1.0]"), "unifrom"),
+        (("loss.name == 'ce'", "loss.nam == 'ce'"), "did you mean 'loss.name'"),
+        (("variants: 4", f"variants: 4, objectives: [{BY_TEST}]"), "'test/f1_macro' is not one of"),
+        (("variants: 4", "variants: 0"), "greater than or equal to 1"),
+        (("kind: search", "kind: search\nbase: {folds.holdout: [P1]}"), "name the groups under `locked`"),
+        (("judge_seeds: [0, 1]", "judge_seeds: [1, 1]"), "judge_seeds: .1, 1. has a value twice"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_search_is_told(tmp_path: Path, change: tuple[str, str], told: str) -> None:
+    assert change[0] in SEARCH
+    assert re.search(told, problems(tmp_path, SEARCH.replace(*change)))
+
+
+def test_settings_of_a_search_are_checked(tmp_path: Path) -> None:
+    assert "SET gives 'embedding.length', which the search varies" in problems(tmp_path, SEARCH, "embedding.length=4")
+    assert "unknown key 'search.variant'; did you mean" in problems(tmp_path, SEARCH, "search.variant=4")
+    assert "the sweep is no search" in problems(tmp_path, GRID, "search.variants=4")
+    sweep = load_sweep(write(tmp_path, SEARCH), preset="laptop", settings="search.stop.rule=racing search.stop.first=3")
+    assert sweep.search is not None
+    assert sweep.search.settings.stop.model_dump() == {"rule": "racing", "first": 3, "margin": 0.0}
+
+
+def test_one_at_a_time_and_constraints(tmp_path: Path) -> None:
+    single = load_sweep(write(tmp_path, GRID + "design: one_at_a_time\n"), preset="laptop")
+    assert [variant.label for variant in single.variants] == [
+        "radius=1, length=16", "radius=2, length=16", "radius=5, length=8", "radius=5, length=16",
+    ]  # fmt: skip
+    barred = load_sweep(
+        write(tmp_path, GRID + 'constraints: ["guide.radius > 1 or embedding.length < 16"]\n'), preset="laptop"
+    )
+    assert barred.left_out == ("radius=1, length=16",) and len(barred.variants) == 5
+    # A key that a variant does not have compares false, whatever the comparison.
+    absent = load_sweep(
+        write(tmp_path, GRID + 'constraints: ["not loss.lowpass < 9 and not loss.lowpass >= 9"]\n'), preset="laptop"
+    )
+    assert absent.left_out == ()
+    told = problems(tmp_path, GRID + 'constraints: ["guide.radius < 5"]\n')
+    assert "baseline 'radius=5, length=16' breaks the constraint guide.radius < 5" in told
+    assert "'space' belongs to kind: search" in problems(
+        tmp_path, GRID + "space: {norm.weight: {uniform: [0.0, 1.0]}}\n"
+    )
+
+
+def test_a_file_extends_another(tmp_path: Path) -> None:
+    write(tmp_path, GRID + "base: {train.epochs: 3, norm.weight: 0.5}\nbudget: {fold_runs: 7}\n", "parent")
+    child = "extends: parent.yaml\nquestion: Another?\nkind: ablation\nbase: {train: {epochs: 5}}\n"
+    sweep = load_sweep(write(tmp_path, child, "child"), preset="laptop")
+    assert sweep.question == "Another?" and len(sweep.variants) == 6 and sweep.budget.fold_runs == 7
+    assert sweep.variants[0].config.train.epochs == 5 and sweep.variants[0].config.norm.weight == 0.5
+    named = child + "variants: {a: {}, b: {guide.radius: 2}}\nbaseline: a\n"
+    assert [v.label for v in load_sweep(write(tmp_path, named, "named"), preset="laptop").variants] == ["a", "b"]
+    shipped = load_sweep(write(tmp_path, child.replace("parent.yaml", "ablation_lowpass"), "lowpass"), preset="laptop")
+    assert len(shipped.variants) == 7
+    write(tmp_path, child.replace("parent.yaml", "b.yaml"), "a")
+    with pytest.raises(SpecError, match=r"b.yaml -> a.yaml -> b.yaml goes in a circle"):
+        load_sweep(write(tmp_path, child.replace("parent.yaml", "a.yaml"), "b"), preset="laptop")
+    with pytest.raises(SpecError, match="did you mean 'ablation_norm'"):
+        load_sweep(write(tmp_path, child.replace("parent.yaml", "ablation_nrom"), "c"), preset="laptop")
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    folder = tmp_path_factory.mktemp("search")
+    sweep = load_sweep(write(folder, SEARCH), preset="laptop", settings=TINY)
+    return make_study(sweep, folder / "out", progress=False)
+
+
+def standing(study: Study, values: dict[str, object], end: str | None) -> Standing:
+    assert study.sweep.search is not None
+    variant = study.sweep.search.resolve(values)
+    return Standing(0, variant, values, end, 2, 0.5, (0.5,), "")  # type: ignore[arg-type]
+
+
+def test_the_judgement_tests_what_the_search_never_saw(searched: Study) -> None:
+    first = standing(searched, {"loss.name": "ce", "embedding.length": 8}, "raced out")
+    second = standing(searched, {"loss.name": "guide_umap", "loss.lowpass": 0.5, "embedding.length": 8}, "finished")
+    assert winner_of([first]) is None
+    winner = winner_of([first, second])
+    assert winner is second
+    judged = judgement(searched, winner.variant)
+    assert judged.id != searched.id and judged.sweep.stage == "judge"
+    assert [variant.baseline for variant in judged.sweep.variants] == [True, False]
+    assert len(judged.fold_runs) == 2 * 2 * 2  # variants, locked patients, seeds
+    assert not {run.id for run in judged.fold_runs} & {run.id for run in searched.fold_runs}
+    seen = np.concatenate([np.r_[f.train, f.validation, f.test] for f in searched.folds[0]])
+    patients = searched.data.patient
+    assert patients is not None
+    for fold, patient in zip(judged.folds[0], ("P3", "P5"), strict=True):
+        assert set(patients[fold.test]) == {patient}
+        assert not set(fold.test) & set(seen)
+        assert patient not in set(patients[np.r_[fold.train, fold.validation]])
+        assert len(fold.train) + len(fold.validation) + len(fold.test) == len(patients)
+    alone = judgement(searched, searched.sweep.variants[0])
+    assert [variant.baseline for variant in alone.sweep.variants] == [True]
+
+
+def test_a_judgement_is_read_back_from_its_plan(searched: Study) -> None:
+    judged = judgement(searched, standing(searched, {"loss.name": "ce", "embedding.length": 8}, "finished").variant)
+    judged.write()
+    again = read_study(judged.folder)
+    assert again.id == judged.id and again.sweep.stage == "judge"
+    assert [run.id for run in again.fold_runs] == [run.id for run in judged.fold_runs]
+
+
+def test_tested_folds_keep_the_ids_of_all_others() -> None:
+    assert Config().id == Config(folds=Folds(tested="folds")).id != Config(folds=Folds(holdout=("P1",))).id
+    one = Config(folds=Folds(holdout=("P1",), tested="holdout", count=5))
+    assert one.id == Config(folds=Folds(holdout=("P1",), tested="holdout", count=4)).id and one.folds.number == 1
+
+
+def test_a_judgement_needs_a_hold_out(tmp_path: Path) -> None:
+    data = load_dataset(Data(cells=300, size=16), tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"folds.holdout names no region or patient"):
+        make_folds(data, Folds(tested="holdout"))
+
+
+def test_the_plan_of_a_search_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", write(tmp_path, SEARCH), "--out", str(tmp_path / "out"), "--preset", "laptop", "--set", TINY]
+    assert main([*arguments, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fold_runs"] == {"planned": 8, "done": 0}
+    assert plan["judgement"] == {"groups": ["patient=P3", "patient=P5"], "seeds": [0, 1], "fold_runs": 8}
+    assert plan["seconds"] == {"fold_run": None, "records": 0, "left": None, "worker_hours": None}
+    assert plan["combinations"] is None and plan["space"]["loss.lowpass"] == "0 to 1, when loss.name is guide_umap"
+    assert not (tmp_path / "out" / "records").exists()
+    assert main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "patient=P3, patient=P5, which the search never sees" in " ".join(told.split())
