@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -29,6 +30,7 @@ from sweeps.place import NODE_DATA, node_copy
 from sweeps.records import PROGRESS, FoldRun, Records
 from sweeps.study import Study, read_study
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what another try would meet again
 CONTEXT_BYTES = 700 * 2**20  # what a process's CUDA context takes of the GPU besides torch's memory
 
 
@@ -92,6 +94,15 @@ class FoldRunTrial(Trainable):
     def step(self) -> dict[str, Any]:
         """One epoch; the step after the last one tests and writes the record. A fold run that a search wants stopped
         writes its record instead of another epoch."""
+        try:
+            return self._step()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self._close()
+            return {"hindered": f"{type(error).__name__}: {error}", "done": True}
+
+    def _step(self) -> dict[str, Any]:
         if self._asked is not None:
             self._begin(self._asked)
             self._asked = None
