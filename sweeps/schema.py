@@ -104,7 +104,8 @@ SECONDS = "time/total"
 CV = "cv/"  # cv/<metric>_mean, cv/<metric>_std (ddof 1 over folds, seeds averaged first), cv/<metric>_folds
 
 # --- artifacts of a fold run ----------------------------------------------------------------------------------------
-PREDICTIONS = "predictions.parquet"  # id, true, predicted, score per class
+PREDICTIONS = "predictions.parquet"  # id, true, predicted, region and patient where known, score per class
+REGION, PATIENT = "region", "patient"
 ARRAYS = "arrays.npz"  # test_embedding (N, n) fp16, test_labels, guide_2d (C, 2), classes
 # and guide (C, n) where the loss draws cells to points
 RECORD = "record.json"
