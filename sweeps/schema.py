@@ -116,6 +116,7 @@ CLASSES = (
     "classes.json"  # thumbnail, columns (of the sprite); classes, lineages, stages, points of the baseline's guide
 )
 REPORT = "report"  # folder
+DIFF = "uncommitted.diff"  # of tracked files, where the code differed from its commit
 
 
 def experiment_name(sweep: str, data: str) -> str:
