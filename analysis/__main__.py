@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from analysis.across import across, next_patient, render_across, render_patients
+from analysis.details import DETAILS, render_details
 from analysis.runs import FINISHED, default_uri, load_study
 from analysis.stats import ROPE
 from analysis.tables import FORMATS, Comparison, caption, compare, render, render_by_method, sentence, shown
@@ -40,6 +42,8 @@ def parser() -> argparse.ArgumentParser:
             "claims",
             "print which of the paper's claims a study supports or contradicts, and what would decide the others",
         ),
+        ("across", "print the variants of a sweep over all data sets on which it was run"),
+        ("patients", "print how the trained networks compare on the next patient (bootstrap over patients)"),
         (
             "report",
             "print it, write page, figures and tables to OUT/reports/NAME and attach them to the study in MLflow",
@@ -58,8 +62,13 @@ def parser() -> argparse.ArgumentParser:
         )
         if name == "claims":
             command.add_argument("--format", choices=(*FORMATS, "json"), default="text", help="default: text")
-        if name == "table":
+        if name in ("table", "across", "patients"):
             command.add_argument("--format", choices=FORMATS, default="text", help="default: text")
+        if name == "table":
+            command.add_argument(
+                "--of", choices=("comparison", *DETAILS), default="comparison", help="default: comparison"
+            )
+            command.add_argument("--axis", metavar="OPTION", help="along one option, e.g. embedding.length")
             command.add_argument(
                 "--by-method", action="store_true", help="methods by length, beside the paper's Table 1"
             )
@@ -73,14 +82,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = Path(given.name).stem if given.name.endswith((".yaml", ".yml")) else given.name
     try:
         uri = given.uri or default_uri(given.out)
+        if given.command == "across":
+            sys.stdout.write(render_across(across(uri, name), given.format))
+            return OK
         study = load_study(uri, name, given.study)
         if given.command == "claims":
             from analysis.claims import render_claims, verdicts  # with scikit-learn, slow to import
 
             sys.stdout.write(render_claims(study, verdicts(study, uri, given.rope), given.format, given.rope))
             return OK if study.complete else INCOMPLETE
+        if given.command == "patients":
+            sys.stdout.write(render_patients(study, next_patient(study, uri), given.format))
+            return OK if study.complete else INCOMPLETE
         comparison = compare(study, given.rope)
-        if given.command == "table":
+        if given.command == "table" and (given.axis or given.of != "comparison"):
+            table = "axis" if given.axis else given.of
+            sys.stdout.write(render_details(comparison, table, given.format, given.axis or ""))
+        elif given.command == "table":
             sys.stdout.write((render_by_method if given.by_method else render)(comparison, given.format))
         else:
             _print(comparison, console)

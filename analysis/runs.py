@@ -70,6 +70,7 @@ class StudyRuns:
     experiment: str
     variants: tuple[VariantInfo, ...]  # in the order of the sweep file
     frame: pd.DataFrame
+    stage: str = schema.ABLATION  # or schema.JUDGE: the winner of a search on groups that it never saw
 
     @property
     def baseline(self) -> VariantInfo:
@@ -145,7 +146,33 @@ def load_study(uri: str, sweep: str, study: str | None = None) -> StudyRuns:
         experiment=schema.experiment_name(sweep, tags[schema.DATA_NAME]),
         variants=variants,
         frame=_frame(variants, children, tags[schema.METRIC]),
+        stage=tags.get(schema.STAGE, schema.ABLATION),
     )
+
+
+def newest_studies(uri: str, sweep: str) -> list[str]:
+    """Ids of the study of `sweep` that was started last on each data set, in the order of the data sets' names; what a
+    search trained in order to choose is left out. Raises ValueError where there is none."""
+    client = _client(uri)
+    experiments = [e for e in client.search_experiments() if e.name.startswith(schema.experiment_name(sweep, ""))]
+    ids = [experiment.experiment_id for experiment in experiments]
+    wanted = {schema.ROLE: schema.VARIANT_ROLE, schema.SWEEP: sweep}
+    newest: dict[tuple[str, str], tuple[str, str]] = {}
+    for run in search(client, uri, ids, wanted, params=False) if ids else []:
+        if run.tags.get(schema.STAGE) == schema.SEARCH:
+            continue
+        place = run.tags[schema.DATA_NAME], run.tags[schema.DATA_FINGERPRINT]
+        newest[place] = max(newest.get(place, ("", "")), (run.tags[schema.STARTED], run.tags[schema.STUDY]))
+    if not newest:
+        raise ValueError(f"no study of sweep {sweep!r} in {without_password(uri)}; {_known(client, sweep)}")
+    return [study for _, (_, study) in sorted(newest.items())]
+
+
+def load_predictions(uri: str, run: str) -> pd.DataFrame:
+    """The recorded predictions of one fold run, by its MLflow id: id, true, predicted, a score per class, and region
+    and patient where the data and the record have them."""
+    with TemporaryDirectory() as folder:
+        return pd.read_parquet(_client(uri).download_artifacts(run, schema.PREDICTIONS, folder))
 
 
 def load_arrays(uri: str, run: str) -> dict[str, np.ndarray]:

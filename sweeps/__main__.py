@@ -81,6 +81,12 @@ def parser() -> argparse.ArgumentParser:
             store.add_argument("--uri", help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else OUT/mlflow.db)")
             store.add_argument("--no-mlflow", action="store_true", help="records only; a later run fills MLflow")
 
+    told = "bring MLflow up to the records of a sweep, all of its studies; what is there already stays"
+    sync = commands.add_parser("sync", help=told, description=told)
+    sync.add_argument("sweep", help="name of a sweep or path of its file")
+    _add_out(sync)
+    sync.add_argument("--uri", help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else OUT/mlflow.db)")
+
     told = "re-play a search over the recorded curves of a finished grid: cost, makespan, how often it chooses well"
     replay = commands.add_parser("replay", help=told, description=told)
     replay.add_argument("out", type=Path, help="folder with the recorded grid, the OUT of its run")
@@ -139,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "plan": _plan,
         "run": _run,
         "status": _status,
+        "sync": _sync,
         "replay": _replay,
         "refit": _refit,
         "gc": _gc,
@@ -299,7 +306,11 @@ def _ended(study: Study, outcome: Outcome, uri: str | None, console: Console) ->
         )
     console.print(f"[dim]records {study.out / 'records'}[/dim]", soft_wrap=True)
     if uri is not None:
-        console.print(f"[dim]MLflow  {escape(uri)} (look at it with `make ui`)[/dim]", soft_wrap=True)
+        from sweeps.tracking import without_credentials
+
+        console.print(
+            f"[dim]MLflow  {escape(without_credentials(uri))} (look at it with `make ui`)[/dim]", soft_wrap=True
+        )
     if outcome.limit and (outcome.absent or study.sweep.search is not None):
         console.print(f"[yellow]{escape(outcome.limit)}[/yellow]", soft_wrap=True)
     if outcome.absent:
@@ -315,6 +326,37 @@ def _status(given: argparse.Namespace, console: Console) -> int:
     name = find_sweep(given.sweep).stem
     told = show_status(given.out.absolute(), name, console, as_json=given.json, watch=given.watch, price=given.price)
     return OK if told else WRONG
+
+
+def _sync(given: argparse.Namespace, console: Console) -> int:
+    from sweeps import schema
+    from sweeps.records import Records
+    from sweeps.study import read_study
+    from sweeps.tracking import FAILURES, Tracker, default_uri, without_credentials
+
+    out, name = given.out.absolute(), Path(given.sweep).stem
+    studies = [read_study(path.parent) for path in sorted((out / "studies").glob(f"{name}-*/study.json"))]
+    studies = [study for study in studies if study.sweep.name == name]
+    if not studies:
+        raise ValueError(f"no study of {name} under {out}; its records would lie there")
+    uri = given.uri or default_uri(out)
+    for study in studies:
+        records = Records(out).read_all([run.id for run in study.fold_runs])
+        # A search goes on with what it did not stop.
+        stopped = {run.variant for run in study.fold_runs if run.id in records and records[run.id].status == "stopped"}
+        given_up = stopped if study.sweep.stage == schema.SEARCH else set()
+        try:
+            written = Tracker(study, uri).sync(records, given_up)
+        except FAILURES as error:
+            told = without_credentials(str(error).strip().splitlines()[0])
+            console.print(
+                f"[yellow]MLflow lacks some of study {study.id}[/yellow] ({escape(told)}); nothing is lost, the same "
+                "command writes it later",
+                soft_wrap=True,
+            )
+            return INCOMPLETE
+        console.print(f"study {study.id}: {written} fold runs written, {len(records) - written} were there already")
+    return OK
 
 
 def _replay(given: argparse.Namespace, console: Console) -> int:

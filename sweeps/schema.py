@@ -110,7 +110,8 @@ SECONDS = "time/total"
 CV = "cv/"  # cv/<metric>_mean, cv/<metric>_std (ddof 1 over folds, seeds averaged first), cv/<metric>_folds
 
 # --- artifacts of a fold run ----------------------------------------------------------------------------------------
-PREDICTIONS = "predictions.parquet"  # id, true, predicted, score per class
+PREDICTIONS = "predictions.parquet"  # id, true, predicted, region and patient where known, score per class
+REGION, PATIENT = "region", "patient"
 ARRAYS = "arrays.npz"  # test_embedding (N, n) fp16, test_labels, anchors (C, n), guide_2d (C, 2), classes
 # and guide (C, n) where the loss draws cells to points
 RECORD = "record.json"
@@ -121,6 +122,7 @@ CLASSES = (
     "classes.json"  # thumbnail, columns (of the sprite); classes, lineages, stages, points of the baseline's guide
 )
 REPORT = "report"  # folder
+DIFF = "uncommitted.diff"  # of tracked files, where the code differed from its commit
 # of a refit
 MODEL = "model"  # the network from pixels to embedding, for mlflow.pytorch.load_model
 MODEL_FILE = "model_file"  # the file that `guided predict` reads

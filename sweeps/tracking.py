@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import queue
+import re
 import subprocess
 import threading
 import time
@@ -50,11 +51,18 @@ for name in ("mlflow.store.db.utils", "alembic"):
 
 FAILURES = (MlflowException, SQLAlchemyError, OSError)
 BATCH = 900  # MLflow takes at most 1,000 metrics a request
+MOST_DIFF = 500_000  # characters of an uncommitted change that are kept
+CREDENTIALS = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^/@\s]+@")
 
 
 def default_uri(out: Path) -> str:
     """MLFLOW_TRACKING_URI, else an SQLite store under OUT (an absolute path: Tune changes the working directory)."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.absolute() / 'mlflow.db'}"
+
+
+def without_credentials(text: str) -> str:
+    """The text with what stands before the @ of a URI (user, password, token) as ***."""
+    return CREDENTIALS.sub(r"\1***@", text)
 
 
 class Tracker:
@@ -121,6 +129,7 @@ class Tracker:
             "mlflow.runName": variant.label,
             "mlflow.note.content": study.sweep.question,
         }
+        tags = {key: without_credentials(value) for key, value in tags.items()}
         if found:
             run_id = str(found[0].info.run_id)
         else:
@@ -180,7 +189,7 @@ class Tracker:
             "mlflow.parentRunId": self._parents[variant.label],
             "mlflow.runName": run.name,
         }
-        tags = {key: value for key, value in tags.items() if value != ""}
+        tags = {key: without_credentials(value) for key, value in tags.items() if value != ""}
         child = self._children.get(run.id)
         if child is None:
             child = self._client.create_run(self._experiment, start_time=began, tags=tags, run_name=run.name)
@@ -246,9 +255,15 @@ class Tracker:
         study = self._study
         if self._search((schema.ROLE, schema.STUDY_ROLE), (schema.STUDY, study.id)):
             return
-        tags = {**self._common, schema.ROLE: schema.STUDY_ROLE, "mlflow.note.content": study.sweep.question}
+        tags = {
+            **self._common,
+            schema.ROLE: schema.STUDY_ROLE,
+            "mlflow.note.content": without_credentials(study.sweep.question),
+        }
         with TemporaryDirectory() as folder:
             write_thumbnails(study, Path(folder))
+            if diff := _uncommitted():
+                (Path(folder) / schema.DIFF).write_text(diff, encoding="utf-8")
             # Found only when whole: the tags that name it come last.
             run = self._client.create_run(self._experiment, run_name=f"study {study.sweep.name}")
             self._client.log_artifacts(run.info.run_id, folder)
@@ -412,7 +427,7 @@ def _parameters(study: Study, variant: Variant) -> dict[str, str]:
     shown = {}
     for key, value in values.items():
         text = value if isinstance(value, str) else json.dumps(value)
-        shown[key] = text[:6000]  # MLflow's limit
+        shown[key] = without_credentials(text)[:6000]  # MLflow's limit
     return shown
 
 
@@ -420,7 +435,7 @@ def _dataset_input(study: Study) -> DatasetInput:
     """The data set as MLflow shows it: name and digest, and the options that made it. Logging it again changes
     nothing, because MLflow knows a data set by name and digest."""
     data = study.data
-    source = json.dumps(study.sweep.data.model_dump(mode="json"), ensure_ascii=False)
+    source = without_credentials(json.dumps(study.sweep.data.model_dump(mode="json"), ensure_ascii=False))
     profile = json.dumps({"cells": len(data.labels), "classes": len(data.classes), "size": study.sweep.data.size})
     kind = "code" if study.sweep.data.source == "synthetic" else "local"
     described = Dataset(data.name, data.fingerprint, source_type=kind, source=source, profile=profile)
@@ -446,21 +461,32 @@ def _common_tags(study: Study) -> dict[str, str]:
         "mlflow.source.type": "LOCAL",
         "mlflow.user": getpass.getuser(),
     }
-    return {key: value for key, value in tags.items() if value}
+    return {key: without_credentials(value) for key, value in tags.items() if value}
 
 
 def _git() -> tuple[str, str]:
     """Commit and whether the tree differs from it; empty where the package does not stand in a checkout."""
-    here = Path(__file__).parent
-
-    def ask(*words: str) -> str | None:
-        try:
-            answer = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=False)
-        except OSError:
-            return None
-        return answer.stdout.strip() if answer.returncode == 0 else None
-
-    commit = ask("rev-parse", "HEAD")
+    commit = _ask_git("rev-parse", "HEAD")
     if not commit:
         return "", ""
-    return commit, str(bool(ask("status", "--porcelain"))).lower()
+    return commit, str(bool(_ask_git("status", "--porcelain"))).lower()
+
+
+def _uncommitted() -> str:
+    """How tracked files differ from the commit; files that git does not know may hold anything and stay out."""
+    diff = without_credentials(_ask_git("diff", "HEAD") or "")
+    return diff if len(diff) <= MOST_DIFF else f"{diff[:MOST_DIFF]}\n[cut; {len(diff)} characters in all]\n"
+
+
+def _ask_git(*words: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *words],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    except OSError:
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None

@@ -148,6 +148,9 @@ class FoldRunTrial(Trainable):
                 "predicted": np.array(data.classes)[result.predicted],
             }
         )
+        for name, of_cells in ((schema.REGION, data.region), (schema.PATIENT, data.patient)):
+            if of_cells is not None:
+                predictions[name] = of_cells[result.test_rows]
         scores = pd.DataFrame(result.scores, columns=[f"score/{name}" for name in data.classes])
         self._records.write(
             run,
