@@ -17,6 +17,7 @@ from rich.table import Table
 from analysis.runs import FINISHED, default_uri, load_study
 from analysis.stats import ROPE
 from analysis.tables import FORMATS, Comparison, caption, compare, render, render_by_method, sentence, shown
+from sweeps import schema
 
 if TYPE_CHECKING:
     from analysis.evidence import Evidence
@@ -78,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             folder = given.out.absolute() / "reports" / name
             stability, evidence, lacking = _cells(comparison, uri)
-            page = write_report(comparison, folder, stability, evidence)
+            # A judgement's report shows what the choice was made from, too.
+            searched = compare(load_study(uri, name, study.judges), given.rope) if study.judges else None
+            page = write_report(comparison, folder, stability, evidence, searched=searched)
             if lacking is not None:
                 told = f"the report has no figures of cells ({escape(lacking)})"
                 console.print(f"[yellow]note[/yellow] {told}", soft_wrap=True)
@@ -101,6 +104,8 @@ def _cells(comparison: Comparison, uri: str) -> tuple[pd.DataFrame | None, Evide
 
     if not (comparison.study.frame["status"] == FINISHED).any():
         return None, None, None
+    if comparison.study.stage == schema.SEARCH:
+        return None, None, "a choice is not made by test cells"
     try:
         return repeats(comparison.study, uri), gather(uri, comparison), None
     except (ValueError, OSError, MlflowException) as error:
