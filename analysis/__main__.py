@@ -20,6 +20,7 @@ from analysis.runs import FINISHED, default_uri, load_study
 from analysis.stats import ROPE
 from analysis.tables import FORMATS, Comparison, caption, compare, render, render_by_method, sentence, shown
 from guided.cli import INCOMPLETE, OK, WRONG, add_common, program
+from sweeps import schema
 
 if TYPE_CHECKING:
     from analysis.evidence import Evidence
@@ -108,7 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             folder = given.out.absolute() / "reports" / name
             stability, evidence, claims, lacking = _cells(comparison, uri)
-            page = write_report(comparison, folder, stability, evidence, claims)
+            # A judgement's report shows what the choice was made from, too.
+            searched = compare(load_study(uri, name, study.judges), given.rope) if study.judges else None
+            page = write_report(comparison, folder, stability, evidence, claims, searched=searched)
             if lacking is not None:
                 told = f"the report has no figures of cells and no verdicts on the paper's claims ({escape(lacking)})"
                 console.print(f"[yellow]note[/yellow] {told}", soft_wrap=True)
@@ -137,6 +140,8 @@ def _cells(comparison: Comparison, uri: str) -> Cells:
 
     if not (comparison.study.frame["status"] == FINISHED).any():
         return None, None, None, None
+    if comparison.study.stage == schema.SEARCH:
+        return None, None, None, "a choice is not made by test cells"
     try:
         claims = verdicts(comparison.study, uri, comparison.rope)
         tested = claims[claims["verdict"] != "not tested"]

@@ -82,7 +82,8 @@ def comparison_figure(comparison: Comparison) -> Figure:
 
 def metric_name(study: StudyRuns) -> str:
     """The study's metric in words."""
-    return "test macro-F1" if study.metric == schema.TEST_F1 else study.metric
+    words = {schema.TEST_F1: "test macro-F1", schema.BEST_VAL_F1: "validation macro-F1"}
+    return words.get(study.metric, study.metric)
 
 
 def shown_rows(comparison: Comparison, most: int = MOST_ROWS) -> pd.DataFrame:

@@ -58,9 +58,15 @@ def methods(comparison: Comparison) -> str:
         + f" were trained on {study.data} (digest {study.fingerprint}).",
         "Settings named here are those of the baseline "
         f"{study.baseline.label}; the table below has every setting of every variant.",
-        f"Each was evaluated in {folds}-fold cross-validation"
-        + (f" with cells of one {', '.join(grouped)} on one side of the split" if grouped not in ([], ["none"]) else "")
-        + f", over {places['partition'].nunique()} partition(s) and {seeds} seed(s); "
+        (
+            f"They were judged on {', '.join(study.locked)}, locked away before the search that chose among its "
+            "variants by validation: each trained on all cells but those of one of these groups and tested on that "
+            f"group, over {seeds} seed(s); "
+            if study.locked
+            else f"Each was evaluated in {folds}-fold cross-validation"
+            + (f" with cells of one {', '.join(grouped)} on one side" * (grouped not in ([], ["none"])))
+            + f", over {places['partition'].nunique()} partition(s) and {seeds} seed(s); "
+        )
         + f"{_percent(number('folds.validation'))} of the training cells were kept for validation "
         + f"(by {number('folds.validation_group')}).",
         f"A {number('backbone.name')} (weights: {_plain(number('backbone.weights'))}) with an embedding of up to "

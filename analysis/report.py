@@ -33,6 +33,7 @@ from analysis.tables import (
     sentence,
     shown,
 )
+from sweeps import schema
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,20 @@ def write_report(
     stability: pd.DataFrame | None = None,
     evidence: Evidence | None = None,
     claims: pd.DataFrame | None = None,
+    searched: Comparison | None = None,
 ) -> Path:
     """Write report.html, report.md, figures/NAME.svg and .pdf, tables/NAME.csv and .tex into `folder`; returns the
     page. Files are replaced one by one, each whole.
 
     `stability` is the table of analysis.repeats, `evidence` what analysis.evidence read of the cells (without it there
     are no figures of cells and no explorer), `claims` the verdicts on the paper's claims (claim, statement, verdict,
-    effect, low, high, n_folds, decides). A figure that cannot be drawn is told on the page with its reason.
+    effect, low, high, n_folds, decides), `searched` the search that a judgement is of: its settings and validation
+    scores are drawn beside the judgement, as what the choice was made from. A figure that cannot be drawn is told on
+    the page with its reason.
     """
     for name in ("figures", "tables"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    drawn = [_draw(drawing, folder / "figures") for drawing in _drawings(comparison, evidence)]
+    drawn = [_draw(drawing, folder / "figures") for drawing in _drawings(comparison, evidence, searched)]
     tables = _tables(comparison, stability, evidence, claims)
     for table in tables:
         _write(folder / "tables" / f"{table.name}.tex", table.latex)
@@ -100,7 +104,7 @@ def _draw(drawing: Drawing, folder: Path) -> Drawn:
     return Drawn(drawing, svg[svg.index("<svg") :], "")
 
 
-def _drawings(comparison: Comparison, evidence: Evidence | None) -> Iterator[Drawing]:
+def _drawings(comparison: Comparison, evidence: Evidence | None, searched: Comparison | None) -> Iterator[Drawing]:
     """The figures that this study can have, in the order of the page."""
     study = comparison.study
     yield Drawing(
@@ -117,23 +121,38 @@ def _drawings(comparison: Comparison, evidence: Evidence | None) -> Iterator[Dra
     if key is not None:
         told = figures.curve_caption(comparison, key)
         yield Drawing("ablation", f"Over {key}", told, lambda: figures.curve_figure(comparison, key))
+    if searched is not None:
+        yield from _drawings_of_settings(searched)
     found = figures.settings_frame(comparison)
-    if len(found) >= figures.FEWEST_VARIANTS and len(found.columns) > 2:
-        yield Drawing(
-            "importance",
-            "Which settings matter",
-            "Importance of each setting for being among the best tenth of variants (PED-ANOVA), from the means over "
-            "folds. It says where the good ones are, not that a setting causes it, and has no interval.",
-            lambda: figures.importance_figure(figures.importances(found)),
-        )
-        yield Drawing(
-            "parallel",
-            "Settings and scores",
-            "One line a variant, light where its mean is high.",
-            lambda: figures.parallel_figure(found, figures.metric_name(study)),
-        )
+    if study.stage == schema.SEARCH or (len(found) >= figures.FEWEST_VARIANTS and len(found.columns) > 2):
+        yield from _drawings_of_settings(comparison)
     if evidence is not None:
         yield from _drawings_of_cells(comparison, evidence)
+
+
+def _drawings_of_settings(comparison: Comparison) -> Iterator[Drawing]:
+    """Importance and parallel coordinates over the settings of a study's complete variants."""
+    study, found = comparison.study, figures.settings_frame(comparison)
+    where, beside = "", ""
+    if study.stage == schema.SEARCH:
+        where = " in the search, by validation"
+        beside = (
+            f" Validation scores, no result: {len(found)} of the {len(study.variants)} variants that the search asked "
+            "for were trained on every fold and stand here; those that it stopped or dropped have no mean."
+        )
+    yield Drawing(
+        "importance",
+        f"Which settings matter{where}",
+        "Importance of each setting for being among the best tenth of variants (PED-ANOVA), from the means over "
+        "folds. It says where the good ones are, not that a setting causes it, and has no interval." + beside,
+        lambda: figures.importance_figure(figures.importances(found)),
+    )
+    yield Drawing(
+        "parallel",
+        f"Settings and scores{where}",
+        "One line a variant, light where its mean is high." + beside,
+        lambda: figures.parallel_figure(found, figures.metric_name(study)),
+    )
 
 
 def _drawings_of_cells(comparison: Comparison, evidence: Evidence) -> Iterator[Drawing]:
@@ -251,6 +270,8 @@ def _tables(
         found.append(Table("methods", "Methods by embedding length", told, html, markdown, latex, csv))
     # Of many variants those that figures show; the files have them all.
     labels, some = figures.shown_rows(comparison)["variant"].tolist(), figures.selection(comparison)
+    if study.stage == schema.SEARCH:
+        return found  # what follows is of test cells, which a choice must not be made by
     beyond = beyond_f1(study)
     if len(beyond) and len(beyond.columns):
         text = _texts(beyond.loc[[label for label in labels if label in beyond.index]].reset_index())

@@ -33,6 +33,8 @@ FINISHED, ABSENT = "finished", "absent"
 # Parameters of a variant that tables are made by.
 LOSS, LENGTH_LIMIT, GROWING, WARM_UP = "loss.name", "embedding.length", "embedding.growing", "embedding.warmup"
 
+HOLD_OUT = "folds.holdout"
+
 # What every finished fold run has recorded, beside the metric that its sweep is about.
 NEEDED = (schema.TRAIN_CELLS, schema.TEST_CELLS, schema.BEST_EPOCH, schema.BEST_LENGTH, schema.SECONDS)
 
@@ -70,7 +72,14 @@ class StudyRuns:
     experiment: str
     variants: tuple[VariantInfo, ...]  # in the order of the sweep file
     frame: pd.DataFrame
-    stage: str = schema.ABLATION  # or schema.JUDGE: the winner of a search on groups that it never saw
+    stage: str = schema.ABLATION  # search: trained in order to choose, its metric is of validation cells; or judge
+    judges: str = ""  # of a judgement: id of the study it judges the winner of
+
+    @property
+    def locked(self) -> tuple[str, ...]:
+        """Of a judgement: the groups that the search never saw, one for each fold."""
+        names = json.loads(self.baseline.parameters.get(HOLD_OUT, "[]")) if self.stage == schema.JUDGE else []
+        return tuple(str(name) for name in names)
 
     @property
     def baseline(self) -> VariantInfo:
@@ -97,7 +106,8 @@ def default_uri(out: Path) -> str:
 def load_study(uri: str, sweep: str, study: str | None = None) -> StudyRuns:
     """Read one study of `sweep`: the one named, else the one that was started last; of a search, its judgement.
 
-    Raises ValueError for a sweep or study that is not there (with the nearest name), and for a record that cannot be
+    The metric of a search is the validation macro-F1 that it chose by. Raises ValueError for a sweep or study that is
+    not there (with the nearest name), and for a record that cannot be
     trusted: two runs for one fold run or variant, a variant that is gone, a metric that is missing or not finite, no
     baseline or several.
     """
@@ -133,20 +143,23 @@ def load_study(uri: str, sweep: str, study: str | None = None) -> StudyRuns:
             "sweep again, or delete the variants that its file no longer has"
         )
     tags = parents[0].tags
+    stage = tags.get(schema.STAGE, schema.ABLATION)
+    metric = schema.BEST_VAL_F1 if stage == schema.SEARCH else tags[schema.METRIC]
     return StudyRuns(
         sweep=sweep,
         id=chosen,
         started=started[chosen],
         question=tags[schema.QUESTION],
-        metric=tags[schema.METRIC],
+        metric=metric,
         data=tags[schema.DATA_NAME],
         fingerprint=tags[schema.DATA_FINGERPRINT],
         git_commit=tags.get(schema.GIT_COMMIT, ""),
         git_dirty=tags.get(schema.GIT_DIRTY) == "true",
         experiment=schema.experiment_name(sweep, tags[schema.DATA_NAME]),
         variants=variants,
-        frame=_frame(variants, children, tags[schema.METRIC]),
-        stage=tags.get(schema.STAGE, schema.ABLATION),
+        frame=_frame(variants, children, metric),
+        stage=stage,
+        judges=tags.get(schema.JUDGES, ""),
     )
 
 

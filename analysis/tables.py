@@ -75,6 +75,8 @@ def compare(study: StudyRuns, rope: float = ROPE) -> Comparison:
     found: dict[str, tuple[Difference, Posterior]] = {}
     for variant in study.variants:
         own = scores[variant.label]
+        if study.stage == schema.SEARCH:
+            break  # the folds that choose a winner flatter it: no difference there is a result
         if variant.baseline or own is None or base is None or own.keys() != base.keys() or len(own) < 2:
             continue
         assert ratio is not None  # there are scores, hence finished fold runs
@@ -87,7 +89,7 @@ def compare(study: StudyRuns, rope: float = ROPE) -> Comparison:
     rows = [_row(study, variant, scores[variant.label], found, p_values) for variant in study.variants]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     sd = _typical_sd(scores, base)
-    if base is None or ratio is None or sd is None:
+    if base is None or ratio is None or sd is None or study.stage == schema.SEARCH:
         return Comparison(study, frame, rope, ratio, None, None)
     design = (len(base), ratio, sd)
     return Comparison(study, frame, rope, ratio, smallest_detectable_difference(*design), data_needed(rope, *design))
@@ -139,7 +141,8 @@ def _row(
         values = list(scores.values())
         row["mean"] = float(np.mean(values))
         row["sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
-        row["verdict"] = "baseline" if variant.baseline else "not comparable"
+        unjudged = "no result" if study.stage == schema.SEARCH else "not comparable"
+        row["verdict"] = "baseline" if variant.baseline else unjudged
     if variant.label in found:
         (difference, equal), p = found[variant.label], p_values[variant.label]
         row |= {"difference": difference.mean, "low": difference.low, "high": difference.high, "p": p}
@@ -168,6 +171,8 @@ def sentence(comparison: Comparison) -> str:
     frame, base = comparison.frame, comparison.baseline
     metric = "test macro-F1" if comparison.study.metric == schema.TEST_F1 else comparison.study.metric
     others = frame[frame["variant"] != base]
+    if comparison.study.stage == schema.SEARCH:
+        return _sentence_of_search(comparison)
     if (frame.loc[frame["variant"] == base, "verdict"] == "incomplete").any():
         return f"Not decided: the baseline {base} lacks fold runs, so nothing can be compared with it."
     told = []
@@ -184,19 +189,38 @@ def sentence(comparison: Comparison) -> str:
     if open_ones:
         which = ", ".join(open_ones) if len(open_ones) <= 3 else f"{len(open_ones)} variants"
         which = "no variant can" if len(open_ones) == len(others) else f"{which} cannot"
-        told.append(f"Inconclusive: over {_folds(frame)} folds {which} be told from the baseline {base} in {metric}.")
+        over = "locked groups" if comparison.study.locked else "folds"
+        told.append(f"Inconclusive: over {_folds(frame)} {over} {which} be told from the baseline {base} in {metric}.")
         if comparison.detectable is not None:
             told.append(
                 f"One comparison of this design finds a true difference of {comparison.detectable:.3f} in 80 % of "
                 "cases, a smaller one less often: more data, not more folds, would decide."
             )
     unable = others[others["verdict"].isin(["incomplete", "not comparable"])]["variant"].tolist()
-    if unable:
+    if unable and len(comparison.study.locked) == 1 and (frame["verdict"] != "incomplete").all():
+        told.append(
+            f"Not decided: {', '.join(unable)} and the baseline {base} were judged on a single locked group, "
+            f"{comparison.study.locked[0]}; lock two groups or more for an interval."
+        )
+    elif unable:
         told.append(f"Not compared, for lack of fold runs: {', '.join(unable)}.")
     same = others[others["verdict"] == "identical"]["variant"].tolist()
     if same:
         told.append(f"The same as the baseline in every fold: {', '.join(same)}.")
+    if comparison.study.stage == schema.JUDGE and len(frame) == 1:
+        return f"The search found nothing better than its baseline, {base}, which was judged alone."
     return " ".join(told) or f"There is only the baseline {base}."
+
+
+def _sentence_of_search(comparison: Comparison) -> str:
+    means = comparison.frame.set_index("variant")["mean"].dropna()
+    if means.empty:
+        return "Chosen by validation, no result: no variant of the search has been trained on every fold."
+    return (
+        f"Chosen by validation, no result: of {len(means)} variants trained on every fold {means.idxmax()} has the "
+        f"highest mean validation macro-F1, {means.max():.3f}. The folds that chose it flatter it; the result is its "
+        "judgement on groups that the search never saw (this table without --study)."
+    )
 
 
 def _folds(frame: pd.DataFrame) -> int:
@@ -208,10 +232,16 @@ def caption(comparison: Comparison) -> str:
     study, frame = comparison.study, comparison.frame
     grouped = sorted({value for value in study.frame.get("grouped_by", pd.Series(dtype=str)).dropna() if value})
     by = ", ".join("single cell" if value == "none" else value for value in grouped)
-    told = [
-        f"{study.metric} on {study.data}: mean ± sd over {_folds(frame)} folds" + (f" by {by}" if by else "") + ".",
-    ]
-    if comparison.ratio is not None:
+    over = f"{_folds(frame)} folds" + (f" by {by}" if by else "")
+    told = [f"{study.metric} on {study.data}: mean ± sd over {over}."]
+    if study.stage == schema.SEARCH:
+        told = [
+            f"Chosen by validation, no result: {study.metric} on {study.data}, mean ± sd over {over}. The search chose "
+            "by these scores; differences between them have no interval."
+        ]
+    if study.stage == schema.JUDGE:
+        told = [_judged_on(comparison)]
+    if comparison.ratio is not None and study.stage != schema.SEARCH and len(study.locked) != 1:
         told.append(
             f"Difference to {comparison.baseline}, fold by fold, with its 95 % interval by the corrected resampled t "
             f"(n_test/n_train = {comparison.ratio:.3f}), not widened for the number of comparisons; p after Holm over "
@@ -225,6 +255,22 @@ def caption(comparison: Comparison) -> str:
         )
     told.append("Best epoch, and effective length there of the length allowed: medians; epochs count from 0.")
     return " ".join(told)
+
+
+def _judged_on(comparison: Comparison) -> str:
+    study = comparison.study
+    seeds = study.frame["seed"].nunique()
+    told = (
+        f"{study.metric} on {study.data}: the winner of a search, chosen by validation on other groups, and its "
+        "baseline, each trained anew on all cells but those of one locked group and tested on that group, which the "
+        f"search never saw: {', '.join(study.locked)} ({seeds} {'seed' if seeds == 1 else 'seeds'}, averaged first)."
+    )
+    if len(study.locked) == 1:
+        return (
+            f"{told} With a single locked group there is no interval: several seeds tell the luck of training, not "
+            "how groups differ."
+        )
+    return f"{told} Mean ± sd and the interval are over these {len(study.locked)} groups, each of them a fold."
 
 
 # --- numbers as a person reads them ---------------------------------------------------------------------------------

@@ -232,6 +232,8 @@ def _run(given: argparse.Namespace, console: Console) -> int:
     count = len(ranking)
     if not search.done:
         console.print(f"the search has asked for {count} of {settings.variants} variants and is not done")
+        if outcome.limit and not outcome.absent:
+            console.print(f"[yellow]{escape(outcome.limit)}[/yellow]", soft_wrap=True)
         failures = study.sweep.max_failures
         if outcome.limit is None or (failures is not None and len(outcome.failed) >= failures):
             return INTERRUPTED if outcome.limit is None else INCOMPLETE
@@ -243,10 +245,10 @@ def _run(given: argparse.Namespace, console: Console) -> int:
         console.print("[red]nothing to judge[/red]: no variant was trained on every fold")
         return INCOMPLETE
     judged = judgement(searched.study, winner.variant)
-    groups = judged.folds[0]
+    labels = " and ".join(variant.label for variant in judged.sweep.variants)
+    groups, seeds = ", ".join(judged.sweep.variants[0].config.folds.holdout), ", ".join(map(str, judged.sweep.seeds))
     console.print(
-        f"judging {escape(', '.join(variant.label for variant in judged.sweep.variants))} on {len(groups)} locked "
-        f"groups ({', '.join(judged.sweep.variants[0].config.folds.holdout)}), {len(judged.sweep.seeds)} seeds",
+        f"judging {escape(labels)} on what the search never saw: {escape(groups)}; seeds {seeds}",
         soft_wrap=True,
     )
     if len(judged.sweep.variants) == 1:
@@ -311,9 +313,9 @@ def _ended(study: Study, outcome: Outcome, uri: str | None, console: Console) ->
         console.print(
             f"[dim]MLflow  {escape(without_credentials(uri))} (look at it with `make ui`)[/dim]", soft_wrap=True
         )
-    if outcome.limit and (outcome.absent or study.sweep.search is not None):
-        console.print(f"[yellow]{escape(outcome.limit)}[/yellow]", soft_wrap=True)
     if outcome.absent:
+        if outcome.limit:
+            console.print(f"[yellow]{escape(outcome.limit)}[/yellow]", soft_wrap=True)
         left = f"stopped with {len(outcome.absent)} fold runs left"
         console.print(left if outcome.limit else f"{left}; the same command goes on where it was")
         return INCOMPLETE if outcome.limit else INTERRUPTED

@@ -47,7 +47,7 @@ def judgement(study: Study, winner: Variant) -> Study:
 
 def _judged(variant: Variant) -> Variant:
     folds = variant.config.folds.model_copy(update={"tested": "holdout"})
-    name = f"{'baseline' if variant.baseline else 'winner'}: {label(variant.varied)}"
+    name = label(variant.varied) if variant.baseline else f"winner: {label(variant.varied)}"
     return replace(variant, label=name, config=variant.config.model_copy(update={"folds": folds}))
 
 

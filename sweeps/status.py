@@ -23,6 +23,7 @@ from sweeps.lock import holder
 from sweeps.records import BROKEN, PROGRESS, CorruptRecord, FoldRun, Record, Records
 from sweeps.study import Study, read_study
 
+SCORES = {"search": ("val_f1", schema.BEST_VAL_F1)}  # what is shown of a finished fold run, where no test score
 OPEN = ("waiting", "running", "interrupted")  # states of fold runs that are still to be trained
 STALE = 600.0  # seconds without an epoch after which a fold run under way is called silent
 
@@ -81,9 +82,9 @@ class Status:
             told |= {"attempts": len(record.details.get("attempts", [])) or 1}
             told |= {"seconds": record.metrics.get(schema.SECONDS, seconds)}
             if record.status == "finished":
-                told |= {"val_f1": record.metrics[schema.BEST_VAL_F1]}
                 # Who watches a search shall not choose by test cells.
-                told |= {} if study.sweep.stage == "search" else {"test_f1": record.metrics[schema.TEST_F1]}
+                name, metric = SCORES.get(study.sweep.stage, ("test_f1", schema.TEST_F1))
+                told[name] = record.metrics[metric]
             return told
         progress = _progress(records.checkpoint(run.id) / PROGRESS)
         if progress is None:
@@ -179,7 +180,7 @@ def _shown(studies: list[dict[str, Any]]) -> RenderableType:
 
 def _one(study: dict[str, Any]) -> list[RenderableType]:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    score, shown_as = ("val_f1", "validation F1") if study["stage"] == "search" else ("test_f1", "test F1")
+    score, shown_as = ("val_f1", "validation F1") if study["stage"] in SCORES else ("test_f1", "test F1")
     for name in ("variant", "finished", shown_as, "under way", "not finished"):
         table.add_column(name, justify="right" if name in ("finished", shown_as) else "left")
     for variant in study["variants"]:

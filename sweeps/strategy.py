@@ -35,7 +35,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from math import ceil
 from typing import Any, Literal
 
@@ -230,8 +229,6 @@ def why_not_cmaes(space: SearchSpace, objectives: int, tries: int = 16) -> str |
         seen.add(frozenset(trial.distributions))
     if len(seen) > 1:
         return f"{sorted(max(seen, key=len) - min(seen, key=len))[0]!r} exists under a condition only"
-    if find_spec("cmaes") is None:
-        return "it needs the package cmaes (pip install cmaes)"
     return None
 
 

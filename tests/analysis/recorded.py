@@ -60,11 +60,13 @@ def write_study(
     bad: Mapping[tuple[str, int], tuple[str, str]] | None = None,
     classes: Mapping[str, float] | None = None,
     parameters: Mapping[str, Mapping[str, str]] | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> Recorded:
     """One parent per variant, one child per fold and seed, by the names of sweeps.schema.
 
     `scores` holds a score per fold (seed s adds s / 100); `bad` (variant, fold) -> (status, reason) what did not end;
-    `classes` the F1 of each class, the same in all fold runs; `parameters` what sets a variant apart, by its label.
+    `classes` the F1 of each class, the same in all fold runs; `parameters` what sets a variant apart, by its label;
+    `tags` more tags of every run. Validation scores are 0.1 above the test scores.
     """
     client = MlflowClient(tracking_uri=uri)
     name = schema.experiment_name(sweep, data)
@@ -81,6 +83,7 @@ def write_study(
         schema.METRIC: schema.TEST_F1,
         schema.GIT_COMMIT: "0123456789abcdef",
         schema.GIT_DIRTY: "false",
+        **(tags or {}),
     }
     recorded = Recorded(uri, {})
     for order, (variant, folds) in enumerate(scores.items()):
@@ -126,6 +129,7 @@ def write_study(
                 metrics = {
                     **CELLS,
                     schema.TEST_F1: folds[fold] + seed / 100,
+                    schema.BEST_VAL_F1: folds[fold] + seed / 100 + 0.1,
                     schema.BEST_EPOCH: 6.0 + fold,
                     schema.BEST_LENGTH: 14.0,
                     schema.SECONDS: 12.5,

@@ -28,6 +28,20 @@ def test_cost_is_summed_and_pauses_do_not_count() -> None:
     assert spent([], gpus=1, price_per_hour=None).money is None
 
 
+def test_a_pause_within_a_fold_run_does_not_count() -> None:
+    # Broken off after 10 minutes, the last epoch told after 6; a night later 20 minutes more.
+    first = {"attempt": 1, "began": 0.0, "until": 360.0, "first_epoch": 0, "last_epoch": 1}
+    lost = {"attempt": 2, "began": 600.0}  # told no epoch
+    last = {"attempt": 4, "began": 40_000.0, "until": 41_000.0}
+    broken = record(0, 41_200)
+    broken.details["attempts"] = [first, lost, {"attempt": 3}, last]
+    cost = spent([broken], 1, 3.0)
+    assert cost.hours == cost.worker_hours == cost.gpu_hours == pytest.approx((360 + 1200) / 3600)
+    assert cost.money == pytest.approx(3 * 1560 / 3600)
+    broken.details["attempts"] = [{"attempt": 1}]  # its file was damaged
+    assert spent([broken], 1, None).worker_hours == pytest.approx(41_200 / 3600)
+
+
 @pytest.mark.parametrize(
     ("limits", "told"),
     [

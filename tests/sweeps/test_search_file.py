@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from analysis.stats import smallest_detectable_difference
 from guided.config import Config, Data, Folds
 from guided.data import load_dataset
 from guided.folds import make_folds
 from sweeps.__main__ import main
-from sweeps.judge import judgement, winner_of
+from sweeps.judge import earlier_judgements, judgement, winner_of
+from sweeps.plan import plan_of
+from sweeps.records import Records
 from sweeps.spec import SpecError, load_sweep
 from sweeps.strategy import Standing
 from sweeps.study import Study, make_study, read_study
@@ -37,6 +41,7 @@ kind: ablation
 vary: {guide.radius: [1, 2, 5], embedding.length: [8, 16]}
 baseline: {guide.radius: 5, embedding.length: 16}
 """
+BY_VALIDATION = "{metric: best/val_f1_macro, direction: maximize}"
 BY_TEST = "{metric: test/f1_macro, direction: maximize}"
 TINY = "data.cells=300 data.size=16 folds.count=2 train.epochs=2 train.batch_size=16"
 
@@ -86,6 +91,9 @@ def test_a_search_keeps_its_identity_when_it_is_allowed_more(tmp_path: Path) -> 
         (("uniform: [0.0, 1.0]", "unifrom: [0.0, 1.0]"), "unifrom"),
         (("loss.name == 'ce'", "loss.nam == 'ce'"), "did you mean 'loss.name'"),
         (("variants: 4", f"variants: 4, objectives: [{BY_TEST}]"), "'test/f1_macro' is not one of"),
+        (("variants: 4", f"variants: 4, objectives: [{BY_VALIDATION}, {BY_VALIDATION}]"), "f1_macro' stands twice"),
+        (("kind: search", "kind: search\nbudget: {money: 3}"), "budget: value error, money needs price_per_hour"),
+        (("kind: search", "kind: search\nbase: {folds.tested: holdout}"), "sets folds.tested, which a search sets by"),
         (("variants: 4", "variants: 0"), "greater than or equal to 1"),
         (("kind: search", "kind: search\nbase: {folds.holdout: [P1]}"), "name the groups under `locked`"),
         (("judge_seeds: [0, 1]", "judge_seeds: [1, 1]"), "judge_seeds: .1, 1. has a value twice"),
@@ -98,6 +106,8 @@ def test_what_is_wrong_with_a_search_is_told(tmp_path: Path, change: tuple[str, 
 
 def test_settings_of_a_search_are_checked(tmp_path: Path) -> None:
     assert "SET gives 'embedding.length', which the search varies" in problems(tmp_path, SEARCH, "embedding.length=4")
+    assert "SET gives folds.holdout" in problems(tmp_path, SEARCH, "folds.holdout=[P1]")
+    assert "budget: value error, money needs price_per_hour" in problems(tmp_path, SEARCH, "budget.money=3")
     assert "unknown key 'search.variant'; did you mean" in problems(tmp_path, SEARCH, "search.variant=4")
     assert "the sweep is no search" in problems(tmp_path, GRID, "search.variants=4")
     sweep = load_sweep(write(tmp_path, SEARCH), preset="laptop", settings="search.stop.rule=racing search.stop.first=3")
@@ -191,6 +201,93 @@ def test_tested_folds_keep_the_ids_of_all_others() -> None:
     assert Config().id == Config(folds=Folds(tested="folds")).id != Config(folds=Folds(holdout=("P1",))).id
     one = Config(folds=Folds(holdout=("P1",), tested="holdout", count=5))
     assert one.id == Config(folds=Folds(holdout=("P1",), tested="holdout", count=4)).id and one.folds.number == 1
+
+
+@pytest.mark.parametrize(
+    ("locked", "settings", "told"),
+    [
+        ("[patient=P9]", "", r"locked: .patient=P9.: the data 'synthetic marrow' have no patient 'P9'|'patient=P9'"),
+        ("[patient=P3, patient=P3-]", "", "have no patient 'P3-'|did you mean 'P3'"),
+        ("[P1, P2, P3, P4, P5]", "folds.count=5", "the data have 2 regions.*locked: .*P5. leaves the search no more"),
+        ("[P1, P2, P3, P4, P5, P6]", "", "locks every cell away"),
+        ("[patient=P3, region=REGION]", "", "two of these groups have cells in common, which would be judged twice"),
+        ("[P3]", "folds.validation_group=group", "set folds.validation_group to cell"),
+    ],
+)
+def test_groups_that_cannot_be_locked_are_refused_before_the_search(
+    tmp_path: Path, searched: Study, locked: str, settings: str, told: str
+) -> None:
+    assert searched.data.region is not None and searched.data.patient is not None
+    region = str(searched.data.region[searched.data.patient == "P3"][0])
+    text = SEARCH.replace("[patient=P3, patient=P5]", locked.replace("REGION", region))
+    sweep = load_sweep(write(tmp_path, text), preset="laptop", settings=merged(settings))
+    with pytest.raises(SpecError, match=told) as caught:
+        make_study(sweep, searched.out, progress=False)
+    assert len(caught.value.problems) == 1
+
+
+def merged(settings: str) -> str:
+    """The tiny settings, those of a test in their place."""
+    own = {word.partition("=")[0] for word in settings.split()}
+    return " ".join([*(word for word in TINY.split() if word.partition("=")[0] not in own), settings])
+
+
+def test_a_search_needs_data_with_groups(tmp_path: Path, searched: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = replace(searched.data, region=None, patient=None)
+    monkeypatch.setattr("sweeps.study.load_dataset", lambda *_, **__: alone)
+    sweep = load_sweep(write(tmp_path, SEARCH), preset="laptop", settings=TINY)
+    with pytest.raises(SpecError, match="the data name no regions and no patients, so that nothing can be locked"):
+        make_study(sweep, tmp_path / "out", progress=False)
+
+
+def test_a_plan_refuses_what_the_search_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for settings, told in (
+        (
+            "search.stop.rule=racing search.stop.first=2",
+            "racing starts with 2 fold runs of a variant, and there are only 2",
+        ),
+        ("search.sampler=cmaes", "sampler cmaes does not fit this search: 'loss.name' is a choice"),
+    ):
+        arguments = [write(tmp_path, SEARCH), "--out", str(tmp_path / "out"), "--preset", "laptop"]
+        assert main(["plan", *arguments, "--set", f"{TINY} {settings}"]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_the_precision_of_a_search_is_that_of_its_judgement(searched: Study, tmp_path: Path) -> None:
+    plan = plan_of(searched)
+    ratio = np.mean(
+        [len(fold.test) / len(fold.train) for fold in judgement(searched, searched.sweep.variants[0]).folds[0]]
+    )
+    assert plan["smallest_difference"] == pytest.approx(smallest_detectable_difference(2, float(ratio), 0.017))
+    text = SEARCH.replace("[patient=P3, patient=P5]", "[patient=P3]")
+    alone = make_study(load_sweep(write(tmp_path, text), preset="laptop", settings=TINY), searched.out, progress=False)
+    assert plan_of(alone)["smallest_difference"] is None
+
+
+def test_the_plan_counts_what_the_search_has_trained(searched: Study) -> None:
+    assert searched.sweep.search is not None
+    asked = searched.sweep.search.resolve({"loss.name": "ce", "embedding.length": 8})
+    guides = {**searched.guides, asked.config.id: next(iter(searched.guides.values()))}
+    grown = replace(searched, sweep=replace(searched.sweep, variants=(*searched.sweep.variants, asked)), guides=guides)
+    grown.write()
+    for run in grown.runs_of(asked):
+        Records(searched.out).write(run, "finished", details={"began": 0.0, "ended": 60.0})
+    plan = plan_of(searched)
+    assert plan["fold_runs"] == {"planned": 8, "done": 2} and plan["seconds"]["fold_run"] == 60.0
+
+
+def test_a_damaged_plan_of_an_earlier_judgement_is_named(searched: Study, tmp_path: Path) -> None:
+    study = replace(searched, out=tmp_path)
+    judged = judgement(study, standing(study, {"loss.name": "ce", "embedding.length": 8}, "finished").variant)
+    assert judged.sweep.judges == study.id
+    judged.write()
+    assert read_study(judged.folder).sweep.judges == study.id
+    assert earlier_judgements(judged) == 0
+    other = judgement(study, study.sweep.variants[0])
+    assert earlier_judgements(other) == 1
+    (judged.folder / "study.json").write_text("{")
+    with pytest.raises(ValueError, match=r"the plan .*study.json is damaged, so that nobody can say"):
+        earlier_judgements(other)
 
 
 def test_a_judgement_needs_a_hold_out(tmp_path: Path) -> None:

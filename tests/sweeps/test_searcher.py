@@ -33,10 +33,13 @@ def variant(length: int) -> Variant:
 GRID = [variant(length) for length in (4, 8, 16)]
 
 
+END = End("finished", (), (0.5,))
+
+
 class World:
     """A searcher over the small grid, with ends given by hand."""
 
-    def __init__(self, **stop: Any) -> None:
+    def __init__(self, most: int | None = None, **stop: Any) -> None:
         settings = {"sampler": "random", "variants": 3, "startup": 1, "seed": 0, "stop": {"rule": "none"} | stop}
         space = ListedSpace(GRID)
         told = SearchSettings.model_validate_json(json.dumps(settings))
@@ -45,7 +48,7 @@ class World:
         self.launched: list[Key] = []
         self.halted: list[tuple[Key, str]] = []
         self.searcher = FoldRunSearcher(
-            self.search, self.launch, self.ends.get, lambda key, reason: self.halted.append((key, reason))
+            self.search, self.launch, self.ends.get, lambda key, reason: self.halted.append((key, reason)), most
         )
 
     def launch(self, job: Job) -> dict[str, Any] | End:
@@ -82,6 +85,18 @@ def test_what_is_recorded_is_not_launched() -> None:
             world.ends[(each.config.id, *block)] = End("finished", (), (0.5,))
     assert world.searcher.suggest("trial") == Searcher.FINISHED
     assert not world.launched and world.search.done
+
+
+def test_no_more_fold_runs_are_begun_than_a_budget_leaves() -> None:
+    world = World(most=3)
+    world.ends[(GRID[0].config.id, *BLOCKS[0])] = world.ends[(GRID[1].config.id, *BLOCKS[0])] = END  # count as well
+    told = [world.searcher.suggest(str(trial)) for trial in range(8)]
+    assert 1 <= len(world.launched) <= 3 and told[-1] is None, "the others wait for what is under way"
+    for trial, key in enumerate(list(world.launched)):
+        world.ends[key] = END
+        world.searcher.on_trial_complete(str(trial), {"done": True})
+    assert world.searcher.suggest("one more") == Searcher.FINISHED and not world.search.done
+    assert len([key for key in world.search.started()]) == 3
 
 
 def test_a_trial_without_a_record_waits_until_it_has_one() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from test_engine import SETTINGS, sweep_file
 
 from sweeps.__main__ import main
+from sweeps.asked import ASKED, append_to
 from sweeps.lock import driver_lock
 from sweeps.records import PROGRESS, Records
 from sweeps.spec import load_sweep
@@ -24,7 +26,7 @@ def study(tmp_path: Path) -> Study:
     records = Records(study.out)
     finished, failed, under_way, *_ = study.fold_runs
     epoch = {"val/f1_macro": 0.5, "time/train": 100.0, "time/embed": 10.0, "time/validate": 5.0, "time/refresh": 5.0}
-    metrics = {"test/f1_macro": 0.75, "best/val_f1_macro": 0.5, "time/total": 500.0}
+    metrics = {"test/f1_macro": 0.75, "time/total": 500.0}
     records.write(finished, "finished", metrics=metrics, history=[epoch] * 4)
     records.write(failed, "failed", reason="MemoryError: provoked (also alone)", history=[epoch])
     progress = {"epoch": 1, "val_f1": 0.4, "length": 2, "time": time.time(), "seconds": 240.0}
@@ -86,3 +88,54 @@ def test_watching_ends_with_the_sweep(study: Study, capsys: pytest.CaptureFixtur
         records.write(run, "finished", metrics={"test/f1_macro": 0.5, "time/total": 1.0}, history=[])
     text = told(study, capsys, "--watch", "0.01")
     assert "5 finished, 1 failed" in text and f"{np.mean([0.75, 0.5, 0.5]):.3f}" in text
+
+
+SEARCH = """question: Which length?
+kind: search
+base: {loss.name: guide2d}
+space: {embedding.length: {choice: [4, 8, 16]}}
+search: {variants: 3, stop: {rule: racing, first: 1}}
+locked: [patient=P3]
+baseline: {embedding.length: 4}
+"""
+
+
+def test_a_search_shows_validation_alone_and_what_it_gave_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "lengths.yaml"
+    tiny = "data.cells=300 data.size=16 folds.count=2 train.batch_size=16 train.epochs=2"
+    path.write_text(SEARCH)
+    alone = make_study(load_sweep(str(path), preset="laptop", settings=tiny), tmp_path / "out", progress=False)
+    assert alone.sweep.search is not None
+    more = tuple(alone.sweep.search.resolve({"embedding.length": length}) for length in (8, 16))
+    guide = next(iter(alone.guides.values()))
+    sweep = replace(alone.sweep, variants=(*alone.sweep.variants, *more))
+    study = replace(alone, sweep=sweep, guides={variant.config.id: guide for variant in sweep.variants})
+    study.write()
+    records, log = Records(study.out), append_to(study.folder / ASKED)
+    for number, variant in enumerate(sweep.variants):
+        log({"event": "ask", "number": number, "values": variant.varied, "config": variant.config.id, "refused": ""})
+    base, raced, broken = (study.runs_of(variant) for variant in sweep.variants)
+    metrics = {"test/f1_macro": 0.75, "best/val_f1_macro": 0.25, "time/total": 5.0}
+    records.write(base[0], "finished", metrics=metrics)
+    records.write(raced[0], "finished", metrics=metrics)
+    records.write(broken[0], "diverged", reason="epoch 0: the training loss is nan")
+    for number, end in ((1, "raced out"), (2, "diverged")):
+        log({"event": "told", "number": number, "end": end, "told": [0.0], "curve": [], "why": "0.1 behind"})
+    with (study.folder / ASKED).open("a") as file:
+        file.write('{"event": "st')  # the driver is writing
+    before = (study.folder / ASKED).read_bytes()
+    assert main(["status", str(path), "--out", str(study.out), "--json"]) == 0
+    (state,) = json.loads(capsys.readouterr().out)
+    assert state["states"] == {"finished": 2, "waiting": 1, "given up": 2, "diverged": 1}
+    assert [variant.get("end") for variant in state["variants"]] == [None, "raced out", "diverged"]
+    assert "test_f1" not in json.dumps(state) and (study.folder / ASKED).read_bytes() == before
+    assert main(["status", str(path), "--out", str(study.out)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "validation scores, no result" in told and "0.250" in told and "0.750" not in told
+    assert "raced out: 0.1 behind" in told
+    records.set_aside(broken[0].id)  # tried again: the variant is open once more
+    assert main(["status", str(path), "--out", str(study.out), "--json"]) == 0
+    (state,) = json.loads(capsys.readouterr().out)
+    assert state["states"] == {"finished": 2, "waiting": 3, "given up": 1}

@@ -346,10 +346,8 @@ def test_cma_es_is_refused_with_the_reason() -> None:
 @pytest.mark.parametrize("sampler", ["random", "tpe", "qmc", "cmaes"])
 @pytest.mark.parametrize("conditional", [False, True])
 def test_every_sampler_goes_on_after_a_restart_as_it_would_have(sampler: str, conditional: bool) -> None:
-    if sampler == "cmaes":
-        if conditional:
-            return
-        pytest.importorskip("cmaes")
+    if sampler == "cmaes" and conditional:
+        return  # refused, see above
     space, told = Numbers(conditional), of(sampler=sampler, variants=14)
 
     def run(stop_after: int, log: list[Decision], ends: dict[Key, End]) -> None:
