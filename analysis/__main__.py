@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             searched = compare(load_study(uri, name, study.judges), given.rope) if study.judges else None
             page = write_report(comparison, folder, stability, evidence, claims, searched=searched)
             if lacking is not None:
-                told = f"the report has no figures of cells and no verdicts on the paper's claims ({escape(lacking)})"
+                told = f"the report has no figures of cells ({escape(lacking)})"
                 console.print(f"[yellow]note[/yellow] {told}", soft_wrap=True)
             problem = attach(uri, study, folder)
             console.print(f"[dim]report  {page}[/dim]", soft_wrap=True)
@@ -142,12 +142,12 @@ def _cells(comparison: Comparison, uri: str) -> Cells:
         return None, None, None, None
     if comparison.study.stage == schema.SEARCH:
         return None, None, None, "a choice is not made by test cells"
+    claims = verdicts(comparison.study, uri, comparison.rope)  # which says itself what it could not read
+    tested = claims[claims["verdict"] != "not tested"]
     try:
-        claims = verdicts(comparison.study, uri, comparison.rope)
-        tested = claims[claims["verdict"] != "not tested"]
         return repeats(comparison.study, uri), gather(uri, comparison), tested, None
     except (ValueError, OSError, MlflowException) as error:
-        return None, None, None, str(error).strip().splitlines()[0]
+        return None, None, tested, str(error).strip().splitlines()[0]
 
 
 # Left out one after the other where the terminal is too narrow; the page and the files have them all.
