@@ -131,7 +131,7 @@ def test_too_many_failures_leave_nothing_to_judge(
 ) -> None:
     path.write_text(SEARCH + "max_failures: 1\n")
     run = study.fold_runs[0]
-    Records(study.out).write(run, "failed", reason="RuntimeError: no such disk")
+    Records(study.out).write(run, "failed", reason="RuntimeError: no such disk", details={"began": 0.0, "ended": 1.0})
     records = Records(study.out).read_all([run.id])
     limit = "1 fold runs have failed, and max_failures is 1"
     monkeypatch.setattr("sweeps.engine.run_search", ended(study, 4, records=records, failed=[run], limit=limit))
