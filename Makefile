@@ -6,10 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 # Values may hold quotes and spaces (WHERE="acquisition == 'A'"): they reach the commands through the environment.
-export SWEEP PRESET SET DATA LIMIT WHERE OUT
+export SWEEP PRESET SET DATA LIMIT WHERE OUT GUIDE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep plan status list report ui test test-slow bench lint format clean
+.PHONY: help setup sweep plan status list report ui guide check-data test test-slow bench lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -64,6 +64,14 @@ report: $(READY) ## table and report of SWEEP from what MLflow holds
 
 ui: $(READY) ## MLflow UI on 127.0.0.1 over the store in OUT
 	$(BIN)/mlflow ui --backend-store-uri "sqlite:///$(abspath $(OUT))/mlflow.db" --host 127.0.0.1 --port $(PORT)
+
+guide: $(READY) ## edit GUIDE (name or file) on a local page, with pictures of DATA if given
+	@test -n "$$GUIDE" || { echo "name a guide: make guide GUIDE=marrow, or a file; DATA=… shows its cells"; exit 2; }
+	@$(BIN)/python -m guided guide edit "$$GUIDE" $${DATA:+--data "$$DATA"}
+
+check-data: $(READY) ## counts, duplicates, leakage and stain of DATA; page in OUT/data_check.html
+	@test -n "$$DATA" || { echo "name a data set: make check-data DATA=folder or manifest.csv"; exit 2; }
+	@$(BIN)/python -m guided data check "$$DATA" --page "$$OUT/data_check.html"
 
 test: $(READY) ## the tests (minutes)
 	$(BIN)/python -m pytest

@@ -14,21 +14,24 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from analysis.across import across, next_patient, render_across, render_patients
+from analysis.details import DETAILS, render_details
 from analysis.runs import FINISHED, default_uri, load_study
 from analysis.stats import ROPE
 from analysis.tables import FORMATS, Comparison, caption, compare, render, render_by_method, sentence, shown
+from guided.cli import INCOMPLETE, OK, WRONG, add_common, program
 from sweeps import schema
 
 if TYPE_CHECKING:
     from analysis.evidence import Evidence
 
-OK, INCOMPLETE, WRONG = 0, 1, 2
+COMMAND = "guided-analysis"
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of `python -m analysis`."""
     top = argparse.ArgumentParser(
-        prog="python -m analysis",
+        prog=program("analysis", COMMAND),
         description="From recorded fold runs to a comparison that can be trusted. Changes nothing in MLflow but the "
         "report attached to a study.",
         epilog="Exit code 0: complete; 1: fold runs are missing (the table names them); 2: nothing could be read.",
@@ -36,6 +39,12 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, told in (
         ("table", "print a study's comparison with its baseline"),
+        (
+            "claims",
+            "print which of the paper's claims a study supports or contradicts, and what would decide the others",
+        ),
+        ("across", "print the variants of a sweep over all data sets on which it was run"),
+        ("patients", "print how the trained networks compare on the next patient (bootstrap over patients)"),
         (
             "report",
             "print it, write page, figures and tables to OUT/reports/NAME and attach them to the study in MLflow",
@@ -52,12 +61,19 @@ def parser() -> argparse.ArgumentParser:
             default=ROPE,
             help="differences within ± ROPE are practically none (default: %(default)s)",
         )
-        if name == "table":
+        if name == "claims":
+            command.add_argument("--format", choices=(*FORMATS, "json"), default="text", help="default: text")
+        if name in ("table", "across", "patients"):
             command.add_argument("--format", choices=FORMATS, default="text", help="default: text")
+        if name == "table":
+            command.add_argument(
+                "--of", choices=("comparison", *DETAILS), default="comparison", help="default: comparison"
+            )
+            command.add_argument("--axis", metavar="OPTION", help="along one option, e.g. embedding.length")
             command.add_argument(
                 "--by-method", action="store_true", help="methods by length, beside the paper's Table 1"
             )
-    return top
+    return add_common(top, COMMAND, commands.choices.values())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,9 +83,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = Path(given.name).stem if given.name.endswith((".yaml", ".yml")) else given.name
     try:
         uri = given.uri or default_uri(given.out)
+        if given.command == "across":
+            sys.stdout.write(render_across(across(uri, name), given.format))
+            return OK
         study = load_study(uri, name, given.study)
+        if given.command == "claims":
+            from analysis.claims import render_claims, verdicts  # with scikit-learn, slow to import
+
+            sys.stdout.write(render_claims(study, verdicts(study, uri, given.rope), given.format, given.rope))
+            return OK if study.complete else INCOMPLETE
+        if given.command == "patients":
+            sys.stdout.write(render_patients(study, next_patient(study, uri), given.format))
+            return OK if study.complete else INCOMPLETE
         comparison = compare(study, given.rope)
-        if given.command == "table":
+        if given.command == "table" and (given.axis or given.of != "comparison"):
+            table = "axis" if given.axis else given.of
+            sys.stdout.write(render_details(comparison, table, given.format, given.axis or ""))
+        elif given.command == "table":
             sys.stdout.write((render_by_method if given.by_method else render)(comparison, given.format))
         else:
             _print(comparison, console)
@@ -78,12 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from analysis.report import write_report
 
             folder = given.out.absolute() / "reports" / name
-            stability, evidence, lacking = _cells(comparison, uri)
+            stability, evidence, claims, lacking = _cells(comparison, uri)
             # A judgement's report shows what the choice was made from, too.
             searched = compare(load_study(uri, name, study.judges), given.rope) if study.judges else None
-            page = write_report(comparison, folder, stability, evidence, searched=searched)
+            page = write_report(comparison, folder, stability, evidence, claims, searched=searched)
             if lacking is not None:
-                told = f"the report has no figures of cells ({escape(lacking)})"
+                told = f"the report has no figures of cells and no verdicts on the paper's claims ({escape(lacking)})"
                 console.print(f"[yellow]note[/yellow] {told}", soft_wrap=True)
             problem = attach(uri, study, folder)
             console.print(f"[dim]report  {page}[/dim]", soft_wrap=True)
@@ -91,25 +121,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 told = f"the report is not attached to the study in MLflow ({escape(problem)})"
                 console.print(f"[yellow]note[/yellow] {told}", soft_wrap=True)
     except (ValueError, OSError, MlflowException) as error:
+        if given.debug:
+            raise
         errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         return WRONG
     return OK if study.complete else INCOMPLETE
 
 
-def _cells(comparison: Comparison, uri: str) -> tuple[pd.DataFrame | None, Evidence | None, str | None]:
-    """Stability over seeds and what figures of cells need; where files of the study cannot be read, why: numbers and
-    verdicts do not hang on them."""
+Cells = tuple[pd.DataFrame | None, "Evidence | None", pd.DataFrame | None, str | None]
+
+
+def _cells(comparison: Comparison, uri: str) -> Cells:
+    """What the report reads from the files of fold runs: stability over seeds, figures of cells, and the claims of the
+    paper that this study tests; where files cannot be read, why: the comparison does not hang on them."""
+    from analysis.claims import verdicts
     from analysis.evidence import gather
     from analysis.repeats import repeats
 
     if not (comparison.study.frame["status"] == FINISHED).any():
-        return None, None, None
+        return None, None, None, None
     if comparison.study.stage == schema.SEARCH:
-        return None, None, "a choice is not made by test cells"
+        return None, None, None, "a choice is not made by test cells"
     try:
-        return repeats(comparison.study, uri), gather(uri, comparison), None
+        claims = verdicts(comparison.study, uri, comparison.rope)
+        tested = claims[claims["verdict"] != "not tested"]
+        return repeats(comparison.study, uri), gather(uri, comparison), tested, None
     except (ValueError, OSError, MlflowException) as error:
-        return None, None, str(error).strip().splitlines()[0]
+        return None, None, None, str(error).strip().splitlines()[0]
 
 
 # Left out one after the other where the terminal is too narrow; the page and the files have them all.

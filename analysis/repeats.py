@@ -50,7 +50,7 @@ def repeats(study: StudyRuns, uri: str, most: int = MOST_RUNS) -> pd.DataFrame:
         read += len(runs)
         try:
             found = [
-                _stability(uri, of_fold["run"].tolist(), symmetry, f"partition {partition} fold {fold}")
+                over_seeds(uri, of_fold["run"].tolist(), symmetry, f"partition {partition} fold {fold}")
                 for (partition, fold), of_fold in runs.groupby(["partition", "fold"])
             ]
         except ValueError as error:
@@ -63,8 +63,9 @@ def repeats(study: StudyRuns, uri: str, most: int = MOST_RUNS) -> pd.DataFrame:
     return table.astype({name: float for name in ("raw", "aligned", "distances")})
 
 
-def _stability(uri: str, runs: Sequence[str], symmetry: Symmetry, where: str) -> Stability:
-    """Over the runs of one fold. Raises ValueError naming the fold where a layout has collapsed."""
+def over_seeds(uri: str, runs: Sequence[str], symmetry: Symmetry, where: str) -> Stability:
+    """Stability over the runs of one fold, by their MLflow ids. Raises ValueError naming the fold where a layout has
+    collapsed."""
     arrays = [load_arrays(uri, run) for run in runs]
     longest = max(each["test_embedding"].shape[1] for each in arrays)
     means = [

@@ -15,14 +15,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-
-# Short patience, as for the writer: a report that waits four minutes for a dead server helps nobody.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-
 from mlflow import MlflowClient
 
+from analysis.store import Run, search, without_password
 from sweeps import schema
+
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 for name in ("mlflow.store.db.utils", "alembic"):
     logging.getLogger(name).setLevel(logging.WARNING)
@@ -93,6 +91,12 @@ class StudyRuns:
         """Whether every planned fold run has finished."""
         return bool((self.frame["status"] == FINISHED).all())
 
+    @property
+    def ratio(self) -> float | None:
+        """n_test / n_train, averaged over finished fold runs; None where there is none."""
+        finished = self.frame[self.frame["status"] == FINISHED]
+        return float((finished[schema.TEST_CELLS] / finished[schema.TRAIN_CELLS]).mean()) if len(finished) else None
+
 
 def default_uri(out: Path) -> str:
     """MLFLOW_TRACKING_URI, else the SQLite store under OUT."""
@@ -110,12 +114,13 @@ def load_study(uri: str, sweep: str, study: str | None = None) -> StudyRuns:
     client = _client(uri)
     experiments = [e for e in client.search_experiments() if e.name.startswith(schema.experiment_name(sweep, ""))]
     ids = [experiment.experiment_id for experiment in experiments]
-    parents = _search(client, ids, {schema.ROLE: schema.VARIANT_ROLE, schema.SWEEP: sweep}) if ids else []
+    wanted = {schema.ROLE: schema.VARIANT_ROLE, schema.SWEEP: sweep}
+    parents = search(client, uri, ids, wanted, params=True) if ids else []
     if not parents:
-        raise ValueError(f"no runs of sweep {sweep!r} in {uri}; {_known(client, sweep)}")
-    started = {run.data.tags[schema.STUDY]: run.data.tags[schema.STARTED] for run in parents}
+        raise ValueError(f"no runs of sweep {sweep!r} in {without_password(uri)}; {_known(client, sweep)}")
+    started = {run.tags[schema.STUDY]: run.tags[schema.STARTED] for run in parents}
     # What a search trained in order to choose is read by its id only: the folds that chose a winner flatter it.
-    chosen_from = {run.data.tags[schema.STUDY] for run in parents if run.data.tags.get(schema.STAGE) == schema.SEARCH}
+    chosen_from = {run.tags[schema.STUDY] for run in parents if run.tags.get(schema.STAGE) == schema.SEARCH}
     results = [one for one in started if one not in chosen_from]
     if not results and study is None:
         raise ValueError(
@@ -126,9 +131,9 @@ def load_study(uri: str, sweep: str, study: str | None = None) -> StudyRuns:
     if chosen not in started:
         held = ", ".join(f"{one} ({when})" for one, when in sorted(started.items(), key=lambda item: item[1]))
         raise ValueError(f"sweep {sweep!r} has no study {chosen!r}; it has: {held}")
-    parents = [run for run in parents if run.data.tags[schema.STUDY] == chosen]
-    parents.sort(key=lambda run: int(run.data.tags[schema.ORDER]))
-    children = _search(client, ids, {schema.ROLE: schema.FOLD_RUN_ROLE, schema.STUDY: chosen})
+    parents = [run for run in parents if run.tags[schema.STUDY] == chosen]
+    parents.sort(key=lambda run: int(run.tags[schema.ORDER]))
+    children = search(client, uri, ids, {schema.ROLE: schema.FOLD_RUN_ROLE, schema.STUDY: chosen}, params=False)
     _refuse_gaps(parents, children)
     variants = tuple(_variant(run) for run in parents)
     baselines = [variant.label for variant in variants if variant.baseline]
@@ -137,7 +142,7 @@ def load_study(uri: str, sweep: str, study: str | None = None) -> StudyRuns:
             f"study {chosen} of sweep {sweep!r} has {len(baselines)} baselines {baselines}; one is needed: run the "
             "sweep again, or delete the variants that its file no longer has"
         )
-    tags = parents[0].data.tags
+    tags = parents[0].tags
     stage = tags.get(schema.STAGE, schema.ABLATION)
     metric = schema.BEST_VAL_F1 if stage == schema.SEARCH else tags[schema.METRIC]
     return StudyRuns(
@@ -158,6 +163,31 @@ def load_study(uri: str, sweep: str, study: str | None = None) -> StudyRuns:
     )
 
 
+def newest_studies(uri: str, sweep: str) -> list[str]:
+    """Ids of the study of `sweep` that was started last on each data set, in the order of the data sets' names; what a
+    search trained in order to choose is left out. Raises ValueError where there is none."""
+    client = _client(uri)
+    experiments = [e for e in client.search_experiments() if e.name.startswith(schema.experiment_name(sweep, ""))]
+    ids = [experiment.experiment_id for experiment in experiments]
+    wanted = {schema.ROLE: schema.VARIANT_ROLE, schema.SWEEP: sweep}
+    newest: dict[tuple[str, str], tuple[str, str]] = {}
+    for run in search(client, uri, ids, wanted, params=False) if ids else []:
+        if run.tags.get(schema.STAGE) == schema.SEARCH:
+            continue
+        place = run.tags[schema.DATA_NAME], run.tags[schema.DATA_FINGERPRINT]
+        newest[place] = max(newest.get(place, ("", "")), (run.tags[schema.STARTED], run.tags[schema.STUDY]))
+    if not newest:
+        raise ValueError(f"no study of sweep {sweep!r} in {without_password(uri)}; {_known(client, sweep)}")
+    return [study for _, (_, study) in sorted(newest.items())]
+
+
+def load_predictions(uri: str, run: str) -> pd.DataFrame:
+    """The recorded predictions of one fold run, by its MLflow id: id, true, predicted, a score per class, and region
+    and patient where the data and the record have them."""
+    with TemporaryDirectory() as folder:
+        return pd.read_parquet(_client(uri).download_artifacts(run, schema.PREDICTIONS, folder))
+
+
 def load_arrays(uri: str, run: str) -> dict[str, np.ndarray]:
     """The recorded arrays of one fold run, by its MLflow id: test_embedding (N, n) float32, test_labels (N,), …"""
     with TemporaryDirectory() as folder:
@@ -175,18 +205,6 @@ def _client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 
 
-def _search(client: MlflowClient, experiments: Sequence[str], tags: dict[str, str]) -> list[Any]:
-    where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-    runs: list[Any] = []
-    token = None
-    while True:
-        page = client.search_runs(list(experiments), where, max_results=1000, page_token=token)
-        runs += list(page)
-        token = page.token
-        if not token:
-            return runs
-
-
 def _known(client: MlflowClient, sweep: str) -> str:
     names = sorted({e.name.split(" on ")[0] for e in client.search_experiments() if " on " in e.name})
     near = get_close_matches(sweep, names, n=1)
@@ -195,20 +213,18 @@ def _known(client: MlflowClient, sweep: str) -> str:
     return f"it has {', '.join(names)}" if names else "it holds no sweep yet"
 
 
-def _refuse_gaps(parents: Sequence[Any], children: Sequence[Any]) -> None:
+def _refuse_gaps(parents: Sequence[Run], children: Sequence[Run]) -> None:
     """A variant whose run was deleted must not leave the table unseen, nor one that stands twice weigh twice."""
-    labels: dict[str, Any] = {}
+    labels: dict[str, Run] = {}
     for run in parents:
-        first = labels.setdefault(run.data.tags[schema.VARIANT_ID], run)
+        first = labels.setdefault(run.tags[schema.VARIANT_ID], run)
         if first is not run:
             raise ValueError(
-                f"variant {run.data.tags[schema.VARIANT]!r} stands twice in MLflow, as {first.info.run_id} and "
-                f"{run.info.run_id}; delete one of them"
+                f"variant {run.tags[schema.VARIANT]!r} stands twice in MLflow, as {first.id} and "
+                f"{run.id}; delete one of them"
             )
-    orphans = sorted(
-        {run.data.tags[schema.VARIANT] for run in children if run.data.tags[schema.VARIANT_ID] not in labels}
-    )
-    places = {int(run.data.tags[schema.ORDER]) for run in parents}
+    orphans = sorted({run.tags[schema.VARIANT] for run in children if run.tags[schema.VARIANT_ID] not in labels})
+    places = {int(run.tags[schema.ORDER]) for run in parents}
     gone = orphans or [f"number {place + 1}" for place in sorted(set(range(max(places))) - places)]
     if gone:
         raise ValueError(
@@ -216,29 +232,29 @@ def _refuse_gaps(parents: Sequence[Any], children: Sequence[Any]) -> None:
         )
 
 
-def _variant(run: Any) -> VariantInfo:
-    tags = run.data.tags
-    if LENGTH_LIMIT not in run.data.params:
+def _variant(run: Run) -> VariantInfo:
+    tags = run.tags
+    if LENGTH_LIMIT not in run.params:
         raise ValueError(f"variant {tags[schema.VARIANT]!r} is only partly in MLflow; run the sweep again")
     return VariantInfo(
         label=tags[schema.VARIANT],
         id=tags[schema.VARIANT_ID],
         varied=json.loads(tags[schema.VARIED]),
-        parameters=dict(run.data.params),
+        parameters=run.params,
         baseline=tags[schema.BASELINE] == "true",
         planned=tuple((int(p), int(f), int(s)) for p, f, s in json.loads(tags[schema.PLANNED])),
     )
 
 
-def _frame(variants: Sequence[VariantInfo], children: Sequence[Any], metric: str) -> pd.DataFrame:
-    found: dict[tuple[str, int, int, int], Any] = {}
+def _frame(variants: Sequence[VariantInfo], children: Sequence[Run], metric: str) -> pd.DataFrame:
+    found: dict[tuple[str, int, int, int], Run] = {}
     for run in children:
-        tags = run.data.tags
-        key = (tags[schema.VARIANT_ID], *(int(tags[name]) for name in (schema.PARTITION, schema.FOLD, schema.SEED)))
+        tags = run.tags
+        key = tags[schema.VARIANT_ID], int(tags[schema.PARTITION]), int(tags[schema.FOLD]), int(tags[schema.SEED])
         if key in found:
             raise ValueError(
-                f"fold run {tags['mlflow.runName']!r} stands twice in MLflow, as {found[key].info.run_id} and "
-                f"{run.info.run_id}; delete one of them"
+                f"fold run {tags['mlflow.runName']!r} stands twice in MLflow, as {found[key].id} and "
+                f"{run.id}; delete one of them"
             )
         found[key] = run
     rows = []
@@ -249,12 +265,12 @@ def _frame(variants: Sequence[VariantInfo], children: Sequence[Any], metric: str
     return pd.DataFrame(rows)
 
 
-def _outcome(run: Any, metric: str) -> dict[str, Any]:
+def _outcome(run: Run | None, metric: str) -> dict[str, Any]:
     if run is None:
         return {"status": ABSENT, "reason": "has not been run, or is still running"}
-    tags = run.data.tags
+    tags = run.tags
     outcome: dict[str, Any] = {
-        "run": run.info.run_id,
+        "run": run.id,
         "status": tags[schema.STATUS],
         "reason": tags.get(schema.REASON, ""),
         "classifier": tags.get(schema.CLASSIFIER, ""),
@@ -263,12 +279,12 @@ def _outcome(run: Any, metric: str) -> dict[str, Any]:
     }
     if outcome["status"] != FINISHED:
         return outcome
-    if run.info.status != "FINISHED":
+    if run.status != "FINISHED":
         return {"status": ABSENT, "reason": "is only partly in MLflow; run the sweep again to write the rest"}
-    for key, value in run.data.metrics.items():
+    for key, value in run.metrics.items():
         if not isfinite(value) or abs(value) > LARGEST:
             raise ValueError(f"fold run {tags['mlflow.runName']!r}: metric {key!r} is {value}; that is no result")
-    lacking = [key for key in (metric, *NEEDED) if key not in run.data.metrics]
+    lacking = [key for key in (metric, *NEEDED) if key not in run.metrics]
     if lacking:
         raise ValueError(f"fold run {tags['mlflow.runName']!r} is finished but lacks {', '.join(lacking)}")
-    return outcome | run.data.metrics
+    return outcome | run.metrics

@@ -69,10 +69,7 @@ class Comparison:
 
 def compare(study: StudyRuns, rope: float = ROPE) -> Comparison:
     """Compare every variant of a study with its baseline; differences within ± `rope` are practically none."""
-    finished = study.frame[study.frame["status"] == FINISHED]
-    ratio = None
-    if len(finished):
-        ratio = float((finished[schema.TEST_CELLS] / finished[schema.TRAIN_CELLS]).mean())
+    ratio = study.ratio
     scores = {variant.label: _scores(study, variant) for variant in study.variants}
     base = scores[study.baseline.label]
     found: dict[str, tuple[Difference, Posterior]] = {}
@@ -136,7 +133,7 @@ def _row(
     rows = _of(study, variant)
     done = rows[rows["status"] == FINISHED]
     row: dict[str, object] = {"variant": variant.label, "folds": rows.groupby(["partition", "fold"]).ngroups}
-    row["missing"] = "; ".join(_missing(rows))
+    row["missing"] = "; ".join(missing_runs(rows))
     if scores is None:
         row["folds"] = done.groupby(["partition", "fold"]).ngroups
         row["verdict"] = "incomplete"
@@ -157,7 +154,7 @@ def _row(
     return row
 
 
-def _missing(rows: pd.DataFrame) -> list[str]:
+def missing_runs(rows: pd.DataFrame) -> list[str]:
     """Fold runs that have no result, those of one kind and reason together."""
     grouped: dict[tuple[str, str], list[str]] = {}
     several = {column: rows[column].nunique() > 1 for column in ("partition", "seed")}
@@ -250,6 +247,11 @@ def caption(comparison: Comparison) -> str:
             f"(n_test/n_train = {comparison.ratio:.3f}), not widened for the number of comparisons; p after Holm over "
             f"{len(frame) - 1}; practically equal: within ± {comparison.rope:g} with 95 % posterior probability "
             "(correlated t)."
+        )
+    if study.stage == schema.JUDGE:
+        told.append(
+            "The judgement of a search: folds are groups that were locked away before it, and that it never saw; the "
+            "winner was chosen by validation on the others."
         )
     told.append("Best epoch, and effective length there of the length allowed: medians; epochs count from 0.")
     return " ".join(told)

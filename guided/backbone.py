@@ -13,7 +13,7 @@ from torchvision import models
 from torchvision.models.densenet import DenseNet
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from guided.config import Backbone
+from guided.config import Backbone, Trunk
 
 
 def _densenet_small() -> DenseNet:
@@ -67,6 +67,17 @@ class EmbeddingNet(nn.Module):
         features = self.trunk(images)
         with torch.autocast(images.device.type, enabled=False):
             return F.linear(features.to(self.head.weight.dtype), self.head.weight[:length], self.head.bias[:length])
+
+
+def restored(trunk: Trunk, length: int, state: dict[str, Tensor]) -> EmbeddingNet:
+    """The network of a state dict, ready to embed. Raises ValueError where the state is not that of such a network."""
+    with torch.device("meta"):  # no weights are drawn: they come with the state
+        net = EmbeddingNet(Backbone(name=trunk), length)
+    try:
+        net.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"the weights are not those of {trunk} with {length} outputs: {error}") from None
+    return net.eval()
 
 
 def _features(classifier: nn.Module) -> int:

@@ -7,11 +7,12 @@ of the inner training part, so that no inner test cell leaks into its own scalin
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from scipy.special import expit, softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.neural_network import MLPClassifier
@@ -230,11 +231,16 @@ class _Sklearn:
                 known = np.column_stack([-known, known])
         else:
             known = self.model.predict_proba(x)
-        # A class that was never seen scores below every other of its row. (-inf would not survive arithmetic.)
-        scores = np.empty((len(x), self.classes), dtype=np.float32)
-        scores[:] = known.min(1, keepdims=True) - 1
-        scores[:, self.model.classes_] = known
-        return scores
+        return _of_known(known, self.model.classes_, self.classes)
+
+
+def _of_known(known: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Scores (N, C) float32 from those `known` (N, K) of the classes `labels` (K,)."""
+    # A class that was never seen scores below every other of its row. (-inf would not survive arithmetic.)
+    scores = np.empty((len(known), classes), dtype=np.float32)
+    scores[:] = known.min(1, keepdims=True) - 1
+    scores[:, labels] = known
+    return scores
 
 
 class _Neighbours:
@@ -291,8 +297,102 @@ class _Neighbours:
 
 class _KNN:
     def __init__(self, z: np.ndarray, y: np.ndarray, classes: int, k: int, weights: str) -> None:
+        self.cells, self.labels, self.k, self.weights = z, y, k, weights
         self._neighbours = _Neighbours(z, y, classes, k)
-        self._k, self._weights = k, weights
 
     def scores(self, x: np.ndarray) -> np.ndarray:
-        return self._neighbours.vote(*self._neighbours.of(x), self._k, self._weights)
+        return self._neighbours.vote(*self._neighbours.of(x), self.k, self.weights)
+
+
+# --- as arrays ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """A linear SVM by its planes, one for each pair of classes: scores as in scikit-learn's `ovr` form."""
+
+    known: np.ndarray  # (K,) classes it was fitted on, ascending
+    planes: np.ndarray  # (K(K-1)/2, n), pairs in the order 0-1, 0-2, …, 1-2, …
+    offsets: np.ndarray  # (K(K-1)/2,)
+    classes: int
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        margins = x.astype(np.float64) @ self.planes.T + self.offsets
+        first, second = np.triu_indices(len(self.known), 1)
+        if len(self.known) == 2:  # the one margin is that of the second class
+            return _of_known(np.column_stack([-margins, margins]), self.known, self.classes)
+        votes, sums = np.zeros((2, len(x), len(self.known)))
+        for pair, (one, other) in enumerate(zip(first, second, strict=True)):
+            margin = margins[:, pair]
+            votes[:, one] += margin >= 0
+            votes[:, other] += margin < 0
+            sums[:, one] += margin
+            sums[:, other] -= margin
+        # Each class by the pairs it wins; equal counts by the margins, squeezed below a third of a vote.
+        return _of_known(votes + sums / (3 * (np.abs(sums) + 1)), self.known, self.classes)
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """A multi-layer perceptron by its weights: ReLU between the layers, softmax (two classes: logistic) at the end."""
+
+    known: np.ndarray
+    weights: tuple[np.ndarray, ...]
+    offsets: tuple[np.ndarray, ...]
+    classes: int
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        for weight, offset in zip(self.weights[:-1], self.offsets[:-1], strict=True):
+            x = np.maximum(x @ weight + offset, 0)
+        x = x @ self.weights[-1] + self.offsets[-1]
+        shares = np.column_stack([expit(-x), expit(x)]) if x.shape[1] == 1 else softmax(x, axis=1)
+        return _of_known(shares, self.known, self.classes)
+
+
+def portable(chosen: Scaled) -> Scaled:
+    """The same classifier without scikit-learn's objects: what `to_arrays` can take apart.
+
+    Raises ValueError for one that only knows a single class.
+    """
+    model = chosen.model
+    if isinstance(model, _Sklearn):
+        fitted = model.model
+        known = fitted.classes_.astype(np.int64)
+        if isinstance(fitted, SVC):
+            model = _Linear(known, fitted.coef_, fitted.intercept_, model.classes)
+        else:
+            model = _Layers(known, tuple(fitted.coefs_), tuple(fitted.intercepts_), model.classes)
+    elif isinstance(model, _Constant):
+        raise ValueError("the classifier knows a single class; there is nothing to keep")
+    return Scaled(chosen.mean, chosen.sd, model)
+
+
+def to_arrays(classifier: Scaled) -> dict[str, np.ndarray]:
+    """A `portable` classifier as plain arrays: a file of them can be read without running code that came with it."""
+    arrays, model = {"mean": classifier.mean, "sd": classifier.sd}, classifier.model
+    if isinstance(model, _KNN):
+        arrays |= {"cells": model.cells, "labels": model.labels}
+        return arrays | {"family": np.array("knn"), "k": np.array(model.k), "weights": np.array(model.weights)}
+    if isinstance(model, _Linear):
+        arrays |= {"planes": model.planes, "offsets": model.offsets}
+        return arrays | {"family": np.array("svm"), "known": model.known}
+    if isinstance(model, _Layers):
+        for layer, (weight, offset) in enumerate(zip(model.weights, model.offsets, strict=True)):
+            arrays |= {f"weight{layer}": weight, f"offset{layer}": offset}
+        return arrays | {"family": np.array("mlp"), "known": model.known}
+    raise ValueError(f"a {type(model).__name__} is no portable classifier")
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray], classes: int) -> Scaled:
+    """The classifier of `to_arrays`, for `classes` classes. Raises KeyError for an array that is not there."""
+    family = str(arrays["family"])
+    model: Model
+    if family == "knn":
+        model = _KNN(arrays["cells"], arrays["labels"], classes, int(arrays["k"]), str(arrays["weights"]))
+    elif family == "svm":
+        model = _Linear(arrays["known"], arrays["planes"], arrays["offsets"], classes)
+    else:
+        layers = sum(name.startswith("weight") for name in arrays)
+        weights, offsets = (tuple(arrays[f"{kind}{n}"] for n in range(layers)) for kind in ("weight", "offset"))
+        model = _Layers(arrays["known"], weights, offsets, classes)
+    return Scaled(arrays["mean"], arrays["sd"], model)

@@ -295,8 +295,9 @@ class Config(Strict):
 class Data(Strict):
     """Where the cells come from and how they become squares of `size` pixels.
 
-    `source` is `synthetic`, a MedMNIST file (.npz) or a manifest (.csv) with the columns path and label (an image a
-    cell) or image, x, y and label (centres in px of larger images, id if they have names). One scale holds for the
+    `source` is `synthetic`, a MedMNIST file (.npz), a folder per class, a parquet file of images and labels, or a
+    manifest (.csv) with the columns path and label (an image a cell) or image, x, y and label (centres in px of larger
+    images, id if they have names). One scale holds for the
     whole set: `field` source pixels become `size` pixels, then centre crop or padding; size is diagnostic, so nothing
     is stretched to fit. `field` None takes the median of the images' longer sides; with centres it must be given.
     """

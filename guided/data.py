@@ -1,4 +1,4 @@
-"""Cells as arrays: a manifest, a MedMNIST file or the synthetic marrow, decoded once into a memory-mapped cache.
+"""Cells as arrays: whatever guided.sources reads, or the synthetic marrow, decoded once into a memory-mapped cache.
 
 A cache is a folder named by its content, so that equal data share one and a changed image never meets an old one. A
 small index beside it, keyed by the manifest and the size and time of every file, finds it again without decoding.
@@ -6,49 +6,42 @@ small index beside it, keyed by the manifest and the size and time of every file
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
 import os
 import shutil
 import struct
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
-from math import ceil, floor, isfinite, nan
+from math import ceil, floor
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 from rich.progress import Progress
 
 from guided.config import Data, content_id
+from guided.sources import (
+    SUFFIXES,
+    Problem,
+    Row,
+    chosen,
+    medmnist_names,
+    read_npz,
+    read_table,
+    size_and_time,
+    without_repeats,
+)
 from guided.synthetic import render_marrow
-from guided.where import parse_where
 
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 FORMAT = 1  # of the cache on disk
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
-# MedMNIST files carry numbers only.
-MEDMNIST_CLASSES = {
-    "bloodmnist": (
-        "basophil",
-        "eosinophil",
-        "erythroblast",
-        "immature_granulocyte",
-        "lymphocyte",
-        "monocyte",
-        "neutrophil",
-        "platelet",
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -66,6 +59,7 @@ class Dataset:
     fingerprint: str  # 16 hex digits of everything above that may change a result
     directory: Path  # of the cache
     notes: tuple[str, ...]  # what a reader of results must know
+    field: float | None = None  # source px that became `size` px; None: a cache written before it was kept
 
     @classmethod
     def open(cls, directory: Path, *, verify: bool = False) -> Dataset:
@@ -103,6 +97,7 @@ class Dataset:
             fingerprint=meta["fingerprint"],
             directory=directory,
             notes=tuple(meta["notes"]),
+            field=meta.get("field"),
         )
 
 
@@ -124,16 +119,16 @@ def _remedy(directory: Path) -> str:
 
 
 class BadRows(ValueError):
-    """Rows of a manifest that cannot be used: (line, path, reason) each."""
+    """Rows of a source that cannot be used: (line, path, reason) each; `unit` is what a line is called there."""
 
-    def __init__(self, manifest: Path, rows: Sequence[tuple[int, str, str]]) -> None:
+    def __init__(self, source: Path, rows: Sequence[Problem], unit: str = "line") -> None:
         self.rows = list(rows)
-        shown = [f"  line {line}: {path}: {reason}" for line, path, reason in self.rows[:20]]
+        shown = [f"  {unit} {line}: {path}: {reason}" for line, path, reason in self.rows[:20]]
         if len(self.rows) > 20:
             shown.append(f"  … and {len(self.rows) - 20} more")
         told = "\n".join(shown)
         super().__init__(
-            f"{manifest} has {len(self.rows)} rows that cannot be used:\n{told}\nmend them, or go on without them "
+            f"{source} has {len(self.rows)} rows that cannot be used:\n{told}\nmend them, or go on without them "
             "with --skip-bad (make: SKIP_BAD=1)"
         )
 
@@ -148,13 +143,9 @@ def load_dataset(config: Data, cache: Path, *, workers: int | None = None, progr
     if source == "synthetic":
         return _synthetic(config, cache)
     path = Path(source)
-    if not path.is_file():
-        raise ValueError(f"data: no file {path}; give a manifest (.csv), a MedMNIST file (.npz) or synthetic")
-    if path.suffix.lower() == ".csv":
-        return _manifest(path, config, cache, workers or len(os.sched_getaffinity(0)), progress)
-    if path.suffix.lower() == ".npz":
+    if path.suffix.lower() == ".npz" and path.is_file():
         return _medmnist(path, config, cache)
-    raise ValueError(f"data: {path} is neither a manifest (.csv) nor a MedMNIST file (.npz)")
+    return _images(path, config, cache, workers or len(os.sched_getaffinity(0)), progress)
 
 
 # --- the cache ------------------------------------------------------------------------------------------------------
@@ -202,6 +193,7 @@ def _store(
     labels: np.ndarray,
     classes: Sequence[str],
     ids: np.ndarray,
+    field: float,
     region: np.ndarray | None = None,
     patient: np.ndarray | None = None,
     maturity: np.ndarray | None = None,
@@ -225,6 +217,7 @@ def _store(
         "classes": list(classes),
         "fingerprint": fingerprint,
         "notes": list(notes),
+        "field": field,
         "images_bytes": (scratch / "images.npy").stat().st_size,
         "table_bytes": (scratch / "table.npz").stat().st_size,
         "table": hashlib.sha256((scratch / "table.npz").read_bytes()).hexdigest(),
@@ -271,6 +264,7 @@ def _synthetic(config: Data, cache: Path) -> Dataset:
             labels=marrow.labels,
             classes=marrow.classes,
             ids=np.array([f"cell-{number:06d}" for number in range(config.cells)]),
+            field=float(config.size),
             region=marrow.region,
             patient=marrow.patient,
             maturity=marrow.maturity,
@@ -285,14 +279,14 @@ def _medmnist(path: Path, config: Data, cache: Path) -> Dataset:
     found = _find(cache, key)
     if found is not None:
         return found
-    parts, numbers, ids = _read_npz(path)
+    parts, numbers, ids = read_npz(path)
     images = [image for part in parts for image in part]  # views: the parts are never copied into one
     present = np.unique(numbers)
-    known = MEDMNIST_CLASSES.get(path.stem.split("_")[0].lower(), ())
-    names = [known[n] if 0 <= n < len(known) else str(n) for n in present.tolist()]
+    names = medmnist_names(path, present)
     labels = np.searchsorted(present, numbers)
     kept = _limited(labels, ids, config)
-    scale = config.size / (config.field or max(images[0].shape[:2]))
+    field = float(config.field or max(images[0].shape[:2]))
+    scale = config.size / field
     _check_space(cache, len(kept) * config.size**2 * 3)
     with _scratch(cache) as scratch:
         out = np.lib.format.open_memmap(
@@ -302,59 +296,20 @@ def _medmnist(path: Path, config: Data, cache: Path) -> Dataset:
             out[row] = to_square(Image.fromarray(images[source]).convert("RGB"), scale, config.size)
         out.flush()
         name = path.stem + (f" (at most {config.limit} a class)" if config.limit else "")
-        return _store(cache, key, scratch, name=name, labels=labels[kept], classes=names, ids=ids[kept])
+        return _store(cache, key, scratch, name=name, labels=labels[kept], classes=names, ids=ids[kept], field=field)
 
 
-def _read_npz(path: Path) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Images (uint8 (n, H, W) or (n, H, W, 3)) of each split, labels (N,) and ids (N,) of a MedMNIST file."""
-    try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("it is a single array")
-        with file:
-            splits = [split for split in ("train", "val", "test") if f"{split}_images" in file]
-            if not splits:
-                raise ValueError("it has no train_images, val_images or test_images")
-            parts = [file[f"{split}_images"] for split in splits]
-            numbers = np.concatenate([file[f"{split}_labels"] for split in splits]).reshape(-1)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"data: {path} is not a MedMNIST file: {error}") from None
-    for part in parts:
-        if part.dtype != np.uint8 or part.ndim not in (3, 4) or (part.ndim == 4 and part.shape[3] != 3):
-            raise ValueError(f"data: {path} holds images {part.shape} {part.dtype}; needed: uint8 (N, H, W[, 3])")
-        if part.shape[1:] != parts[0].shape[1:]:
-            raise ValueError(f"data: {path} holds images of {part.shape[1:]} and of {parts[0].shape[1:]}")
-    cells = sum(map(len, parts))
-    if len(numbers) != cells or numbers.dtype.kind not in "iu":
-        raise ValueError(f"data: {path} needs one whole-number label for each of its {cells} images")
-    names = [f"{split}-{row:06d}" for split, part in zip(splits, parts, strict=True) for row in range(len(part))]
-    return parts, numbers, np.array(names)
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A cell of a manifest: a whole image, or what lies around a centre."""
-
-    line: int
-    path: Path
-    id: str
-    values: dict[str, str]
-    centre: tuple[float, float] | None = None  # x, y in px of the image
-
-
-_Problem = tuple[int, str, str]  # line, id, reason
-
-
-def _manifest(path: Path, config: Data, cache: Path, workers: int, progress: bool) -> Dataset:
-    rows, columns, bad = _read_rows(path)
+def _images(path: Path, config: Data, cache: Path, workers: int, progress: bool) -> Dataset:
+    table = read_table(path)
+    rows, _, bad, unit = table
     if rows and rows[0].centre is not None and (config.field is None or config.field < 1):
         raise ValueError(
             f"data.field is {config.field}, but {path} gives centres: it must say how many px around one make a patch"
         )
     if config.where is not None:
-        rows, bad = _chosen(path, config.where, rows, columns, bad)
+        rows, bad = chosen(path, config.where, table)
     problems = [(line, told, reason) for line, told, reason, _ in bad]
-    rows, repeated = _without_repeats(rows)
+    rows, repeated = without_repeats(rows, unit)
     problems += repeated
     rows.sort(key=lambda row: row.id)  # the order of the file does not matter
     if config.limit is not None:
@@ -363,7 +318,7 @@ def _manifest(path: Path, config: Data, cache: Path, workers: int, progress: boo
     stats: dict[Path, list[int] | str] = {}
     for row in rows:
         if row.path not in stats:
-            stats[row.path] = _size_and_time(row.path)
+            stats[row.path] = size_and_time(row)
     present = []
     for row in rows:
         stat = stats[row.path]
@@ -374,160 +329,21 @@ def _manifest(path: Path, config: Data, cache: Path, workers: int, progress: boo
     if problems and not config.skip_bad:
         # Told together with what only decoding shows.
         problems += _undecodable(present, workers)
-        raise BadRows(path, sorted(problems))
-    manifest = hashlib.sha256(path.read_bytes()).hexdigest()
+        raise BadRows(path, sorted(problems), unit)
     seen = [[row.id, stats[row.path]] for row in present]
-    key = content_id([FORMAT, str(path.absolute()), manifest, _options(config), seen])
+    key = content_id([FORMAT, str(path.absolute()), _digest(path, present), _options(config), seen])
     found = _find(cache, key)
     if found is not None:
         return found
-    return _decode(path, config, cache, key, present, problems, workers, progress)
+    return _decode(path, config, cache, key, present, problems, unit, workers, progress)
 
 
-def _size_and_time(path: Path) -> list[int] | str:
-    """Bytes and time of change of a file, or why it cannot be opened."""
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return "there is no such file"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    return [stat.st_size, stat.st_mtime_ns]
-
-
-_BadRow = tuple[int, str, str, dict[str, str] | None]  # line, id, reason, values where they could be read
-
-
-def _chosen(
-    path: Path, where: str, rows: list[_Row], columns: list[str], bad: list[_BadRow]
-) -> tuple[list[_Row], list[_BadRow]]:
-    """The rows that `where` keeps, and the bad rows that it does not leave out: those cannot spoil the rest."""
-    test = parse_where(where, columns)
-
-    def keeps(row: _Row) -> bool:
-        try:
-            return test(row.values)
-        except ValueError as error:
-            raise ValueError(f"manifest {path}, line {row.line}: {error}") from None
-
-    def left_out(values: dict[str, str] | None) -> bool:
-        try:
-            return values is not None and not test(values)
-        except ValueError:
-            return False  # it cannot be told, so the row stays a bad one
-
-    kept = [row for row in rows if keeps(row)]
-    if not kept and rows:
-        raise ValueError(f"where {where!r} keeps none of the {len(rows)} rows; {_values(rows, columns)}")
-    return kept, [entry for entry in bad if not left_out(entry[3])]
-
-
-def _without_repeats(rows: Sequence[_Row]) -> tuple[list[_Row], list[_Problem]]:
-    """The rows without those that name a cell again, and what is wrong with these.
-
-    Of equal rows one is kept. Of rows that contradict each other none is: which came first says nothing.
-    """
-    problems: dict[int, _Problem] = {}
-    for same, told in (
-        (lambda row: (os.path.normpath(row.path), row.centre), "is the same path as"),
-        (lambda row: row.id, "has the same id as"),
-    ):
-        groups: dict[Any, list[_Row]] = {}
-        for row in rows:
-            groups.setdefault(same(row), []).append(row)
-        for first, *others in groups.values():
-            equal = all(row.values == first.values for row in others)
-            for row in others:
-                reason = f"{told} line {first.line}" + ("" if equal else ", but differs from it")
-                problems.setdefault(row.line, (row.line, row.id, reason))
-            if not equal:
-                reason = f"{told} line {others[0].line}, but differs from it"
-                problems.setdefault(first.line, (first.line, first.id, reason))
-    return [row for row in rows if row.line not in problems], list(problems.values())
-
-
-def _values(rows: Sequence[_Row], columns: Sequence[str]) -> str:
-    """What the columns with few values hold: the help for a filter that kept nothing."""
-    told = []
-    for column in columns:
-        values = sorted({row.values[column] for row in rows})
-        if len(values) <= 12:
-            told.append(f"{column}: {', '.join(values)}")
-    return "the columns hold " + "; ".join(told) if told else "see the manifest for its values"
-
-
-def _read_rows(path: Path) -> tuple[list[_Row], list[str], list[_BadRow]]:
-    """Rows, columns, and the rows that cannot be used whatever the others are."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"manifest {path} is not UTF-8 text; save it as CSV (UTF-8)") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    rows: list[_Row] = []
-    bad: list[_BadRow] = []
-    try:
-        columns = [column.strip() for column in reader.fieldnames or []]
-        file = _check_columns(path, columns)
-        reader.fieldnames = columns
-        for raw in reader:
-            line = reader.line_num
-            if None in raw or None in raw.values():
-                bad.append((line, str(raw.get(file)), f"has not {len(columns)} fields", None))
-                continue
-            values = {column: str(raw[column]).strip() for column in columns}
-            try:
-                rows.append(_row(path.parent, line, values, file))
-            except ValueError as error:
-                bad.append((line, values[file], str(error), values))
-    except csv.Error as error:
-        raise ValueError(f"manifest {path}, line {reader.reader.line_num}: {error}") from None
-    if not rows and not bad:
-        raise ValueError(f"manifest {path} has no rows")
-    return rows, columns, bad
-
-
-def _check_columns(path: Path, columns: list[str]) -> str:
-    """The column that names the files: `path`, or `image` where centres stand beside it."""
-    file = "image" if "image" in columns and "path" not in columns else "path"
-    for needed in (file, "label", *(("x", "y") if file == "image" else ())):
-        if needed not in columns:
-            near = get_close_matches(needed, columns, n=1, cutoff=0.5)
-            hint = f"; is it {near[0]!r}?" if near else ""
-            if needed in ("x", "y"):
-                hint = "; a column image goes with the cells' centres x and y, a column path with one image a cell"
-            raise ValueError(f"manifest {path} has no column {needed!r} (its first line: {', '.join(columns)}){hint}")
-    repeated = [column for column, count in Counter(columns).items() if count > 1]
-    if repeated:
-        raise ValueError(f"manifest {path} has the column {repeated[0]!r} twice")
-    return file
-
-
-def _row(folder: Path, line: int, values: dict[str, str], file: str) -> _Row:
-    """The cell of one line. Raises ValueError saying what is missing or wrong."""
-    name = values[file]
-    if not name:
-        raise ValueError(f"has no {file}")
-    if "\0" in name:
-        raise ValueError(f"has a {file} with a null character")
-    for column in ("label", "region", "patient"):
-        if column in values and not values[column]:
-            raise ValueError(f"has no {column}" + ("" if column == "label" else ", which other rows have"))
-    if file == "path":
-        return _Row(line, folder / name, name, values)
-    x, y = (_coordinate(values, column) for column in ("x", "y"))
-    if "id" in values and not values["id"]:
-        raise ValueError("has no id, which other rows have")
-    return _Row(line, folder / name, values.get("id") or f"{name}#{x:.10g},{y:.10g}", values, (x, y))
-
-
-def _coordinate(values: dict[str, str], column: str) -> float:
-    try:
-        number = float(values[column])
-    except ValueError:
-        number = nan
-    if not isfinite(number):
-        raise ValueError(f"has the {column} {values[column]!r}, which is no number")
-    return number
+def _digest(path: Path, rows: Sequence[Row]) -> str:
+    """What a file says, or a folder: the values of its rows."""
+    if path.is_dir():
+        return content_id([row.values for row in rows], 64)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _options(config: Data) -> list[Any]:
@@ -565,12 +381,18 @@ _UNDECODABLE = (
 )
 
 
-def read_image(path: Path) -> tuple[Image.Image, bool]:
-    """An image as 8-bit RGB, and whether it was grey. Raises ValueError saying why it cannot be used."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"is no PNG, JPEG, TIFF or BMP ({path.suffix or 'no suffix'})")
+def _opened(file: Path | bytes) -> ImageFile.ImageFile:
+    # A file is chosen by its suffix; of bytes only the format tells, and PIL has decoders that run other programs.
+    return Image.open(io.BytesIO(file), formats=FORMATS) if isinstance(file, bytes) else Image.open(file)
+
+
+def read_image(file: Path | bytes) -> tuple[Image.Image, bool]:
+    """The image in a file, or in its content, as 8-bit RGB, and whether it was grey. Raises ValueError saying why it
+    cannot be used."""
+    if isinstance(file, Path) and file.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"is no PNG, JPEG, TIFF or BMP ({file.suffix or 'no suffix'})")
     try:
-        with Image.open(path) as image:
+        with _opened(file) as image:
             frames = getattr(image, "n_frames", 1)
             # PIL reads 16-bit colour as 8-bit RGB without a word; only the raw mode tells.
             deep = any(";16" in str(tile[3]) for tile in image.tile)
@@ -649,15 +471,15 @@ def _padded(pixels: np.ndarray, size: int, top: int, left: int) -> np.ndarray:
     return square
 
 
-def _image_size(path: Path) -> tuple[int, int] | None:
+def _image_size(file: Path | bytes) -> tuple[int, int] | None:
     try:
-        with Image.open(path) as image:
+        with _opened(file) as image:
             return image.size
     except _UNDECODABLE:
         return None  # decoding will name the reason
 
 
-def _outside(image: Image.Image, row: _Row) -> str | None:
+def _outside(image: Image.Image, row: Row) -> str | None:
     """What is wrong with a centre, if it lies outside its image."""
     if row.centre is None or (0 <= row.centre[0] < image.width and 0 <= row.centre[1] < image.height):
         return None
@@ -665,7 +487,7 @@ def _outside(image: Image.Image, row: _Row) -> str | None:
     return f"has its centre ({x:.10g}, {y:.10g}) outside the image of {image.width} x {image.height} px"
 
 
-def _by_image(rows: Sequence[_Row]) -> list[list[int]]:
+def _by_image(rows: Sequence[Row]) -> list[list[int]]:
     """Numbers of the rows of each image: it is decoded once for all its cells."""
     numbers: dict[Path, list[int]] = {}
     for number, row in enumerate(rows):
@@ -673,11 +495,11 @@ def _by_image(rows: Sequence[_Row]) -> list[list[int]]:
     return list(numbers.values())
 
 
-def _undecodable(rows: Sequence[_Row], workers: int) -> list[_Problem]:
-    def look(numbers: list[int]) -> list[_Problem]:
+def _undecodable(rows: Sequence[Row], workers: int) -> list[Problem]:
+    def look(numbers: list[int]) -> list[Problem]:
         cells = [rows[number] for number in numbers]
         try:
-            image, _ = read_image(cells[0].path)
+            image, _ = read_image(cells[0].image)
         except ValueError as error:
             return [(row.line, row.id, str(error)) for row in cells]
         return [(row.line, row.id, told) for row in cells if (told := _outside(image, row)) is not None]
@@ -691,22 +513,23 @@ def _decode(
     config: Data,
     cache: Path,
     key: str,
-    rows: list[_Row],
-    problems: list[_Problem],
+    rows: list[Row],
+    problems: list[Problem],
+    unit: str,
     workers: int,
     progress: bool,
 ) -> Dataset:
     """Decode every image (PIL releases the interpreter lock while it does) and store the cells that can be used."""
     if not rows:
-        raise BadRows(path, sorted(problems))
+        raise BadRows(path, sorted(problems), unit)
     size = config.size
     _check_space(cache, len(rows) * size**2 * 3)
     with ThreadPoolExecutor(workers) as pool, _scratch(cache) as scratch:
         field = config.field
         if field is None:
-            sizes = [shape for shape in pool.map(_image_size, [row.path for row in rows]) if shape is not None]
+            sizes = [shape for shape in pool.map(_image_size, [row.image for row in rows]) if shape is not None]
             if not sizes:
-                raise BadRows(path, sorted(problems + _undecodable(rows, workers)))
+                raise BadRows(path, sorted(problems + _undecodable(rows, workers)), unit)
             field = float(np.median([max(shape) for shape in sizes]))
         out = np.lib.format.open_memmap(
             scratch / "all.npy", mode="w+", dtype=np.uint8, shape=(len(rows), size, size, 3)
@@ -715,10 +538,10 @@ def _decode(
         padded = np.zeros(len(rows), dtype=bool)
         scale = size / field
 
-        def decode(numbers: list[int]) -> list[_Problem]:
-            unusable: list[_Problem] = []
+        def decode(numbers: list[int]) -> list[Problem]:
+            unusable: list[Problem] = []
             try:
-                image, grey[numbers] = read_image(rows[numbers[0]].path)
+                image, grey[numbers] = read_image(rows[numbers[0]].image)
             except ValueError as error:
                 return [(rows[number].line, rows[number].id, str(error)) for number in numbers]
             for number in numbers:
@@ -732,7 +555,7 @@ def _decode(
                     out[number], padded[number] = cut_square(image, row.centre, field, size)
             return unusable
 
-        unusable: list[_Problem] = []
+        unusable: list[Problem] = []
         jobs = _by_image(rows)
         with Progress(disable=not progress, transient=True) as bar:
             task = bar.add_task(f"decoding {len(jobs):,} images", total=len(jobs))
@@ -743,7 +566,7 @@ def _decode(
         good = [number for number, row in enumerate(rows) if row.line not in bad]
         problems = sorted(problems + unusable)
         if problems and not (config.skip_bad and good):
-            raise BadRows(path, problems)
+            raise BadRows(path, problems, unit)
         notes = []
         if padded[good].any():
             count = np.count_nonzero(padded[good])
@@ -755,7 +578,7 @@ def _decode(
         if grey[good].any():
             notes.append(f"{len({rows[n].path for n in good if grey[n]})} grey images became RGB")
         if problems:
-            skipped = ", ".join(f"line {line} {reason}" for line, _, reason in problems[:5])
+            skipped = ", ".join(f"{unit} {line} {reason}" for line, _, reason in problems[:5])
             more = ", …" if len(problems) > 5 else ""
             notes.append(f"{len(problems)} rows were skipped: {skipped}{more}")
             (scratch / "skipped.json").write_text(json.dumps(problems, ensure_ascii=False), encoding="utf-8")
@@ -781,11 +604,12 @@ def _decode(
             labels=np.array([number_of[label] for label in labels], dtype=np.int64),
             classes=classes,
             ids=np.array([row.id for row in kept]),
+            field=field,
             region=_column(kept, "region"),
             patient=_column(kept, "patient"),
             notes=notes,
         )
 
 
-def _column(rows: Sequence[_Row], column: str) -> np.ndarray | None:
+def _column(rows: Sequence[Row], column: str) -> np.ndarray | None:
     return np.array([row.values[column] for row in rows]) if column in rows[0].values else None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -87,16 +87,31 @@ class EmbeddingGuide:
         )
 
 
+class Drawing(NamedTuple):
+    """The entries of a guide file as they stand there: points that EmbeddingGuide refuses can still be looked at."""
+
+    name: str
+    classes: tuple[str, ...]
+    points: np.ndarray  # (C, 2) float64
+    lineages: tuple[str, ...]
+    stages: tuple[float, ...]
+
+
 def read_guide(path: Path) -> EmbeddingGuide:
     """Read a guide file: `name` and `classes: {label: {x, y, lineage, stage}}`; lineage and stage may be left out.
 
     Raises ValueError naming the file and the class for anything else.
     """
+    return EmbeddingGuide(*read_drawing(path))
+
+
+def read_drawing(path: Path) -> Drawing:
+    """The entries of a guide file, its points unjudged. Raises ValueError as `read_guide` does for what is no guide."""
     try:
         content = read_yaml(path)
     except FileNotFoundError:
         raise ValueError(f"no guide file {path}; shipped guides: {', '.join(shipped_guides())}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"guide file {path} cannot be read: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("classes"), dict):
         raise ValueError(f"guide file {path} needs a mapping `classes: {{label: {{x: …, y: …}}}}`")
@@ -108,7 +123,8 @@ def read_guide(path: Path) -> EmbeddingGuide:
         lineages.append(lineage)
         stages.append(stage)
     name = str(content.get("name", path.stem))
-    return EmbeddingGuide(name, tuple(labels), np.array(points, dtype=np.float64), tuple(lineages), tuple(stages))
+    drawn = np.array(points, dtype=np.float64).reshape(-1, 2)
+    return Drawing(name, tuple(labels), drawn, tuple(lineages), tuple(stages))
 
 
 def _entry(path: Path, label: Any, entry: Any) -> tuple[float, float, str, float]:
@@ -121,19 +137,31 @@ def _entry(path: Path, label: Any, entry: Any) -> tuple[float, float, str, float
     for key, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"guide file {path}: class {label!r} has {key} = {value!r}; it must be a number")
+        if abs(value) > 1e100:
+            raise ValueError(f"guide file {path}: class {label!r} has a {key} beyond 1e100")
     return float(numbers["x"]), float(numbers["y"]), str(entry.get("lineage", label)), float(numbers["stage"])
 
 
 def shipped_guides() -> list[str]:
-    """Names of the guides that come with the package."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+    """Names of the guides that come with the package, in the order in which `auto` tries them.
+
+    The oldest come first: what `auto` has chosen for a set of classes must not change with a new guide.
+    """
+    names = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+    return sorted(names, key=lambda name: name not in ("marrow", "pbc"))
+
+
+def own_guides() -> dict[str, Path]:
+    """Name and file of every guide in ./guides, the working directory's."""
+    return {path.stem: path for path in sorted(Path("guides").glob("*.yaml"))}
 
 
 def load_guide(config: GuidePoints, classes: Sequence[str]) -> EmbeddingGuide:
     """The guide of a variant: found, restricted to `classes`, transformed, in the order of `classes`, at its radius.
 
-    `auto` takes the shipped guide that covers all classes, and raises ValueError naming what each one lacks otherwise.
-    The transform sees the classes in the order of the guide file: the order of the data moves no class.
+    `auto` takes the first guide that covers all classes, those in ./guides before the shipped ones, and raises
+    ValueError naming what each one lacks otherwise. The transform sees the classes in the order of the guide file: the
+    order of the data moves no class.
     """
     found = _found(config.file, classes)
     present = found.restricted(classes).restricted([label for label in found.classes if label in classes])
@@ -141,19 +169,21 @@ def load_guide(config: GuidePoints, classes: Sequence[str]) -> EmbeddingGuide:
 
 
 def _found(file: str, classes: Sequence[str]) -> EmbeddingGuide:
+    # Yours before one of the same name in the package, and before a path.
+    known = own_guides() | {name: SHIPPED / f"{name}.yaml" for name in shipped_guides() if name not in own_guides()}
     if file != "auto":
-        return read_guide(SHIPPED / f"{file}.yaml" if file in shipped_guides() else Path(file))
+        return read_guide(known.get(file, Path(file)))
     lacking = {}
-    for name in shipped_guides():
-        guide = read_guide(SHIPPED / f"{name}.yaml")
+    for name, path in known.items():
+        guide = read_guide(path)
         absent = [label for label in classes if label not in guide.classes]
         if not absent:
             return guide
         lacking[name] = absent
     told = "; ".join(f"{name!r} lacks {', '.join(absent)}" for name, absent in lacking.items())
     raise ValueError(
-        f"no shipped guide has a point for every class: {told}. Draw one (a YAML file with "
-        "`classes: {label: {x: …, y: …}}`) and name it with guide.file"
+        f"no guide at hand has a point for every class: {told}. Draw one (a YAML file with "
+        "`classes: {label: {x: …, y: …}}`), put it into ./guides, or name it with guide.file"
     )
 
 
@@ -217,6 +247,7 @@ def from_tree(
     stages: Sequence[float],
     *,
     order: Sequence[Kin] | None = None,
+    between: Mapping[str, Sequence[str]] | None = None,
     name: str = "tree",
 ) -> EmbeddingGuide:
     """Lay a guide out from the lineage and the stage of maturity of each class, as 3.1 describes the paper's drawing.
@@ -224,9 +255,10 @@ def from_tree(
     Each lineage has a direction, in equal angles; the radius is stage / highest stage. `order` names the lineages as
     they follow each other around the centre; it may be nested, e.g. ["erythroid", [["neutrophilic", "eosinophilic"],
     "basophilic"]], and the lineages of one branch then stand side by side. Without it they follow each other as first
-    named. A lineage of stage 0 alone is the root: it lies in the centre, several such classes in a small ring around
-    it. A class of stage 0 in any other lineage stands at half the lowest stage. Classes of one lineage and one stage
-    stand side by side within a quarter of the angle to the next lineage, in the order given.
+    named. A lineage that splits up has no direction of its own: `between` names those it splits into, and it stands in
+    their middle. A lineage of stage 0 alone is the root: it lies in the centre, several such classes in a small ring
+    around it. A class of stage 0 in any other lineage stands at half the lowest stage. Classes of one lineage and one
+    stage stand side by side within a quarter of the angle to the next lineage, in the order given.
 
     Raises ValueError for a stage that is negative or not finite, where no stage is above 0, for an `order` that lacks
     a lineage (the root needs no place), names one twice or names one that no class has, and for what EmbeddingGuide
@@ -241,7 +273,12 @@ def from_tree(
     if highest == 0:
         raise ValueError(f"guide {name!r}: no class has a stage above 0; give the mature classes higher stages")
     with_direction = {lineage for lineage, stage in zip(lineages, stages, strict=True) if stage > 0}
-    around = [lineage for lineage in _around(lineages, with_direction, order, name) if lineage in with_direction]
+    split = between or {}
+    own = with_direction - split.keys()
+    around = [lineage for lineage in _around(lineages, own, order, name) if lineage in own]
+    place = {lineage: float(number) for number, lineage in enumerate(around)}
+    for lineage, parts in split.items():
+        place[lineage] = (place[parts[0]] + place[parts[-1]]) / 2
     lowest = min(stage for stage in stages if stage > 0)
     roots = [i for i, lineage in enumerate(lineages) if lineage not in with_direction]
     places: dict[tuple[str, float], list[int]] = {}
@@ -253,7 +290,7 @@ def from_tree(
     for (lineage, stage), members in places.items():
         aside = (np.arange(len(members)) + 0.5) / len(members) - 0.5
         # From 45 degrees on: one lineage, or two opposite ones, must not lie along an axis.
-        angles = np.pi / 4 + gap * (around.index(lineage) + aside / 2)
+        angles = np.pi / 4 + gap * (place[lineage] + aside / 2)
         radius = max(stage, lowest / 2) / highest
         points[members] = radius * np.column_stack([np.cos(angles), np.sin(angles)])
     if len(roots) > 1:

@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import cos, pi
@@ -21,10 +21,11 @@ import torch
 
 from guided import classify
 from guided.augment import Images
-from guided.backbone import EmbeddingNet, Optimizers
+from guided.backbone import EmbeddingNet, Optimizers, restored
 from guided.config import METHOD_VERSION, Config, Guide2D, content_id
 from guided.data import Dataset
 from guided.folds import Fold
+from guided.geometry import class_means
 from guided.growth import is_warmup, length_at
 from guided.guide import EmbeddingGuide
 from guided.losses import LOSSES, Guide2DLoss, LossObject, Setting, class_weights, norm_penalty
@@ -53,8 +54,63 @@ class FoldResult:
     predicted: np.ndarray  # (T,) classes
     scores: np.ndarray  # (T, C) float32
     embedding: np.ndarray  # (T, n) float16, of the test cells at the best epoch
+    anchors: np.ndarray  # (C, n) float32, class means of the training cells there; NaN for a class without any
     guide: np.ndarray | None  # (C, n) the points the cells were drawn to at the best epoch; None: the loss has none
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class AllCells:
+    """Stands for a fold where every cell trains and none is held out."""
+
+    train: np.ndarray  # (N,) rows of the data set
+    validation: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    test: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    partition: int = 0
+    index: int = 2**16  # no fold has this number: the refit draws a start of its own
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A network trained on all cells."""
+
+    net: EmbeddingNet  # its head cut to the length of the last epoch
+    pixel_mean: np.ndarray  # (3,) float32, of the channels in 0-255
+    pixel_sd: np.ndarray  # (3,)
+    embedding: np.ndarray  # (N, n) float32 of the training cells, without augmentation
+    on_drawing: bool  # the last epoch drew the first two components to the guide (loss guide2D or the warm-up)
+    history: list[Epoch]
+
+
+def fit_all(
+    data: Dataset,
+    rows: np.ndarray,
+    guide: EmbeddingGuide,
+    config: Config,
+    lengths: Sequence[int],
+    *,
+    seed: int,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+) -> Generator[Epoch, None, Fitted]:
+    """Train on the cells `rows` for as many epochs as there are `lengths`, each with that length of the embedding.
+
+    The loop of `run_fold` without validation and test: nothing is held out, so nothing can choose an epoch, and how
+    long to train is for the caller to know from the folds. Learning rates follow the epoch budget of `config`, of
+    which `lengths` may be a part. Yields the record of each epoch; `checkpoint` and the errors are those of `run_fold`.
+    """
+    if not lengths:
+        raise ValueError("a training of no epochs was asked for")
+    run = _Run(data, AllCells(rows), guide, config, seed, _device(device))
+    if checkpoint is not None:
+        run.load(checkpoint)
+    for length in lengths[len(run.history) :]:
+        record = run.unjudged_epoch(length)
+        if checkpoint is not None:
+            run.save(checkpoint)
+        yield record
+    return run.fitted(lengths[-1])
 
 
 def run_fold(
@@ -117,7 +173,13 @@ class _Run:
     """State of one fold run between epochs."""
 
     def __init__(
-        self, data: Dataset, fold: Fold, guide: EmbeddingGuide, config: Config, seed: int, device: torch.device
+        self,
+        data: Dataset,
+        fold: Fold | AllCells,
+        guide: EmbeddingGuide,
+        config: Config,
+        seed: int,
+        device: torch.device,
     ) -> None:
         if guide.classes != data.classes:
             raise ValueError(f"guide {guide.name!r} is not in the class order of {data.name!r}")
@@ -187,7 +249,7 @@ class _Run:
         warmup = is_warmup(epoch, config.embedding)
         started = time.perf_counter()
         record: Epoch = {"epoch": float(epoch), "embedding/length": float(length)}
-        loss = self.warmup_loss if warmup else self.loss
+        loss = self._loss_at(epoch)
         record |= self._train(epoch, length, loss)
         trained = time.perf_counter()
         fold, labels = self.fold, self.data.labels
@@ -253,6 +315,37 @@ class _Run:
         self._restore(state)
         self._refresh(state["train"].numpy())
         return True
+
+    def unjudged_epoch(self, length: int) -> Epoch:
+        """Train one epoch with nobody to score it."""
+        epoch = len(self.history)
+        started = time.perf_counter()
+        record: Epoch = {"epoch": float(epoch), "embedding/length": float(length)}
+        record |= self._train(epoch, length, self._loss_at(epoch))
+        record["time/train"] = time.perf_counter() - started
+        self.history.append(record)
+        if not is_warmup(epoch + 1, self.config.embedding) and self.loss.needs_refresh:
+            self._refresh(self.embed(self.fold.train, length))
+        return record
+
+    def fitted(self, length: int) -> Fitted:
+        """The network as it is, its head cut to `length`."""
+        embedding = self.embed(self.fold.train, length)
+        if float(np.ptp(embedding, axis=0).max()) == 0.0:
+            raise Diverged(f"after {len(self.history)} epochs every training cell has the same embedding")
+        state = {key: value.detach().cpu().clone() for key, value in self.net.state_dict().items()}
+        state = {key: value[:length] if key.startswith("head.") else value for key, value in state.items()}
+        return Fitted(
+            net=restored(self.config.backbone.name, length, state),
+            pixel_mean=self.images.mean.cpu().numpy().reshape(3),
+            pixel_sd=self.images.sd.cpu().numpy().reshape(3),
+            embedding=embedding,
+            on_drawing=isinstance(self._loss_at(len(self.history) - 1), Guide2DLoss),
+            history=self.history,
+        )
+
+    def _loss_at(self, epoch: int) -> LossObject:
+        return self.warmup_loss if is_warmup(epoch, self.config.embedding) else self.loss
 
     def _train(self, epoch: int, length: int, loss: LossObject) -> Epoch:
         config = self.config.train
@@ -378,6 +471,7 @@ class _Run:
             predicted=predicted,
             scores=chosen.scores(test),
             embedding=test.astype(np.float16),
+            anchors=class_means(train, labels[fold.train], len(classes)).astype(np.float32),
             guide=None if points is None else np.asarray(points, dtype=np.float32),
             notes=notes,
         )

@@ -1,10 +1,9 @@
-"""The command line of the sweeps: list, plan, run, status, gc."""
+"""The command line of the sweeps: list, new, plan, run, status, refit, gc."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -16,28 +15,34 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from guided.cli import INCOMPLETE, INTERRUPTED, OK, WRONG, add_common, guarded, program
 from sweeps import schema
 from sweeps.board import duration
-from sweeps.spec import PRESETS, Sweep, find_sweep, load_sweep, shipped_sweeps
+from sweeps.spec import PRESETS, Sweep, find_sweep, load_sweep, new_sweep, own_sweeps, shipped_sweeps
 
 if TYPE_CHECKING:
     from sweeps.engine import Outcome
     from sweeps.strategy import Search
     from sweeps.study import Study
 
-OK, INCOMPLETE, WRONG, INTERRUPTED = 0, 1, 2, 130
+COMMAND = "guided-sweeps"
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of `python -m sweeps`."""
     top = argparse.ArgumentParser(
-        prog="python -m sweeps",
+        prog=program("sweeps", COMMAND),
         description="Hyper-parameter and ablation sweeps for guided representation learning.",
         epilog="Run the same command again to go on after a stop: fold runs that are finished are not repeated.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    commands.add_parser("list", help="the sweeps that come with the package and the question of each")
+    commands.add_parser("list", help="the sweeps at hand, yours and those of the package, and the question of each")
+
+    told = "write a sweep file to ./sweeps, to be filled in"
+    new = commands.add_parser("new", help=told, description=told)
+    new.add_argument("name", help="its name, which `run` then knows")
+    new.add_argument("--like", metavar="SWEEP", help="start from a copy of another sweep")
 
     for name, told in (
         ("plan", "what a sweep would do: variants, fold runs, what is done, disk, smallest difference; starts nothing"),
@@ -61,7 +66,10 @@ def parser() -> argparse.ArgumentParser:
             dest="settings",
             help="settings over preset and sweep file, e.g. 'train.epochs=4 guide.radius=2 data.size=32'",
         )
-        command.add_argument("--data", help="manifest (.csv) or MedMNIST file (.npz); default: the synthetic marrow")
+        command.add_argument(
+            "--data",
+            help="manifest (.csv), folder per class, .parquet or MedMNIST .npz; default: synthetic marrow",
+        )
         command.add_argument("--limit", type=int, help="at most so many cells per class, a seeded sample")
         command.add_argument("--where", help="rows of the manifest to use, e.g. \"acquisition == 'A'\"")
         command.add_argument("--skip-bad", action="store_true", help="go on without rows that cannot be read")
@@ -72,6 +80,12 @@ def parser() -> argparse.ArgumentParser:
             store = command.add_mutually_exclusive_group()
             store.add_argument("--uri", help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else OUT/mlflow.db)")
             store.add_argument("--no-mlflow", action="store_true", help="records only; a later run fills MLflow")
+
+    told = "bring MLflow up to the records of a sweep, all of its studies; what is there already stays"
+    sync = commands.add_parser("sync", help=told, description=told)
+    sync.add_argument("sweep", help="name of a sweep or path of its file")
+    _add_out(sync)
+    sync.add_argument("--uri", help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else OUT/mlflow.db)")
 
     told = "re-play a search over the recorded curves of a finished grid: cost, makespan, how often it chooses well"
     replay = commands.add_parser("replay", help=told, description=told)
@@ -90,10 +104,20 @@ def parser() -> argparse.ArgumentParser:
     replay.add_argument("--metric", default="test/f1_macro", help="what the judge looks at (default: test/f1_macro)")
     replay.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
+    told = "train one variant on all cells, for as long as its folds took, and write the model file that predicts"
+    refit = commands.add_parser("refit", help=told, description=told)
+    refit.add_argument("sweep", help="name of a sweep that has been run, or the path of its file")
+    refit.add_argument("variant", help="label of the variant as the table shows it, e.g. 'lowpass=0.6'")
+    _add_out(refit)
+    refit.add_argument("--export", type=Path, metavar="FILE", help="copy the model file there as well")
+    refit.add_argument("--study", help="id of a study (default: the one started last)")
+    refit.add_argument("--device", choices=("cpu", "cuda"), help="default: that of the sweep's fold runs")
+    refit.add_argument("--uri", help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else OUT/mlflow.db)")
+
     gc = commands.add_parser("gc", help="free what finished fold runs no longer need")
     _add_out(gc)
     gc.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
-    return top
+    return add_common(top, COMMAND, commands.choices.values())
 
 
 def _add_out(command: argparse.ArgumentParser) -> None:
@@ -115,18 +139,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     given = parser().parse_args(arguments)
     console = Console(highlight=False)
-    errors = Console(stderr=True, highlight=False)
-    commands = {"list": _list, "plan": _plan, "run": _run, "status": _status, "replay": _replay, "gc": _gc}
-    try:
-        return commands[given.command](given, console)
-    except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("SWEEPS_DEBUG"):
-            raise
-        errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-        return WRONG
-    except KeyboardInterrupt:
-        errors.print("stopped; the same command goes on where it was")
-        return INTERRUPTED
+    commands = {
+        "list": _list,
+        "new": _new,
+        "plan": _plan,
+        "run": _run,
+        "status": _status,
+        "sync": _sync,
+        "replay": _replay,
+        "refit": _refit,
+        "gc": _gc,
+    }
+    return guarded(
+        lambda: commands[given.command](given, console),
+        debug=given.debug,
+        stopped="stopped; the same command goes on where it was",
+    )
 
 
 def _list(given: argparse.Namespace, console: Console) -> int:
@@ -134,11 +162,18 @@ def _list(given: argparse.Namespace, console: Console) -> int:
     table.add_column("sweep", no_wrap=True)
     table.add_column("variants", justify="right")
     table.add_column("question")
-    for name in shipped_sweeps():
+    own = own_sweeps()
+    for name in {**own, **shipped_sweeps()}:
         sweep = load_sweep(name, preset="laptop")
         count = len(sweep.variants) if sweep.search is None else sweep.search.settings.variants
-        table.add_row(name, str(count), sweep.question)
+        table.add_row(f"{name} (yours)" if name in own else name, str(count), escape(sweep.question))
     console.print(table)
+    return OK
+
+
+def _new(given: argparse.Namespace, console: Console) -> int:
+    path = new_sweep(given.name, given.like)
+    console.print(f"wrote {path}; fill it in, then `{program('sweeps', COMMAND)} plan {given.name}`", soft_wrap=True)
     return OK
 
 
@@ -273,7 +308,11 @@ def _ended(study: Study, outcome: Outcome, uri: str | None, console: Console) ->
         )
     console.print(f"[dim]records {study.out / 'records'}[/dim]", soft_wrap=True)
     if uri is not None:
-        console.print(f"[dim]MLflow  {escape(uri)} (look at it with `make ui`)[/dim]", soft_wrap=True)
+        from sweeps.tracking import without_credentials
+
+        console.print(
+            f"[dim]MLflow  {escape(without_credentials(uri))} (look at it with `make ui`)[/dim]", soft_wrap=True
+        )
     if outcome.absent:
         if outcome.limit:
             console.print(f"[yellow]{escape(outcome.limit)}[/yellow]", soft_wrap=True)
@@ -289,6 +328,37 @@ def _status(given: argparse.Namespace, console: Console) -> int:
     name = find_sweep(given.sweep).stem
     told = show_status(given.out.absolute(), name, console, as_json=given.json, watch=given.watch, price=given.price)
     return OK if told else WRONG
+
+
+def _sync(given: argparse.Namespace, console: Console) -> int:
+    from sweeps import schema
+    from sweeps.records import Records
+    from sweeps.study import read_study
+    from sweeps.tracking import FAILURES, Tracker, default_uri, without_credentials
+
+    out, name = given.out.absolute(), Path(given.sweep).stem
+    studies = [read_study(path.parent) for path in sorted((out / "studies").glob(f"{name}-*/study.json"))]
+    studies = [study for study in studies if study.sweep.name == name]
+    if not studies:
+        raise ValueError(f"no study of {name} under {out}; its records would lie there")
+    uri = given.uri or default_uri(out)
+    for study in studies:
+        records = Records(out).read_all([run.id for run in study.fold_runs])
+        # A search goes on with what it did not stop.
+        stopped = {run.variant for run in study.fold_runs if run.id in records and records[run.id].status == "stopped"}
+        given_up = stopped if study.sweep.stage == schema.SEARCH else set()
+        try:
+            written = Tracker(study, uri).sync(records, given_up)
+        except FAILURES as error:
+            told = without_credentials(str(error).strip().splitlines()[0])
+            console.print(
+                f"[yellow]MLflow lacks some of study {study.id}[/yellow] ({escape(told)}); nothing is lost, the same "
+                "command writes it later",
+                soft_wrap=True,
+            )
+            return INCOMPLETE
+        console.print(f"study {study.id}: {written} fold runs written, {len(records) - written} were there already")
+    return OK
 
 
 def _replay(given: argparse.Namespace, console: Console) -> int:
@@ -311,6 +381,46 @@ def _replay(given: argparse.Namespace, console: Console) -> int:
         soft_wrap=True,
     )
     show(rows, given.workers, console)
+    return OK
+
+
+def _refit(given: argparse.Namespace, console: Console) -> int:
+    from sweeps.refit import find_study, plan_refit, train_refit
+    from sweeps.tracking import FAILURES, default_uri, log_refit
+
+    out = given.out.absolute()
+    refit = plan_refit(find_study(out, Path(given.sweep).stem, given.study), given.variant)
+    console.print(
+        f"[bold]{escape(given.variant)}[/bold] on all {len(refit.rows):,} cells of {escape(refit.study.data.name)}: "
+        f"{len(refit.lengths)} epochs, the median of the best epochs of {len(refit.records)} fold runs; "
+        f"length {refit.lengths[-1]}",
+        soft_wrap=True,
+    )
+    model = train_refit(refit, given.device or refit.study.sweep.resources.device, console)
+    calibration = model.calibration
+    console.print(
+        f"calibrated on {calibration.cells:,} held-out cells: expected calibration error {calibration.error:.3f}"
+    )
+    if given.export is not None:
+        given.export.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(refit.path, given.export)
+    told = given.export or refit.path
+    console.print(
+        f"[dim]model   {escape(str(told))} (use it with `python -m guided predict --model`)[/dim]", soft_wrap=True
+    )
+    uri = given.uri or default_uri(out)
+    try:
+        run_id = log_refit(refit, model, uri)
+    except FAILURES as error:
+        console.print(
+            f"[yellow]MLflow lacks the model[/yellow] ({escape(str(error).strip().splitlines()[0])}); "
+            "the same command writes it later",
+            soft_wrap=True,
+        )
+        return INCOMPLETE
+    console.print(
+        f"[dim]MLflow  runs:/{run_id}/model for mlflow.pytorch.load_model, in {escape(uri)}[/dim]", soft_wrap=True
+    )
     return OK
 
 

@@ -94,6 +94,8 @@ class _Watcher(tune.Callback):
         if "out_of_memory" in result:
             self.starved[run_id] = result["out_of_memory"]
             self._board.waits(run_id, "out of memory, again when alone")
+        elif "hindered" in result:
+            self._hinder(run_id, result["hindered"])
         elif not result.get("done"):
             self._board.epoch(run_id, result["epoch"], result["val_f1"], result["length"])
         else:
@@ -108,7 +110,7 @@ class _Watcher(tune.Callback):
             self.starved[run_id] = _told(cause)
             self._board.waits(run_id, "its process died, again when alone")
         elif isinstance(cause, OSError):
-            self._hinder(run_id, cause)
+            self._hinder(run_id, _told(cause))
         else:
             now, attempts = time.time(), attempts_in(self._records.checkpoint(run_id))
             began = min((attempt["began"] for attempt in attempts if "began" in attempt), default=now)
@@ -117,7 +119,7 @@ class _Watcher(tune.Callback):
             try:
                 self._records.write(self._runs[run_id], "failed", reason=reason, details=details)
             except OSError as error:
-                self._hinder(run_id, error)
+                self._hinder(run_id, _told(error))
             else:
                 self.ended(run_id)
 
@@ -131,9 +133,9 @@ class _Watcher(tune.Callback):
         """How many fold runs have a record."""
         return len(self._done)
 
-    def _hinder(self, run_id: str, error: OSError) -> None:
-        self.hindered[run_id] = _told(error)
-        self._board.waits(run_id, _told(error))
+    def _hinder(self, run_id: str, reason: str) -> None:
+        self.hindered[run_id] = reason
+        self._board.waits(run_id, reason)
 
     def ended(self, run_id: str) -> None:
         """A fold run has a record."""

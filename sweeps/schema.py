@@ -11,6 +11,7 @@ ROLE = "role"
 VARIANT_ROLE = "variant"
 FOLD_RUN_ROLE = "fold_run"
 STUDY_ROLE = "study"  # one run per study, for what belongs to no variant: thumbnails, and the report
+REFIT_ROLE = "refit"  # a variant trained on all cells: a model to use, no result
 
 SWEEP = "sweep"  # name of the sweep file
 STUDY = "study"  # id of the study; two studies never mix in a table
@@ -48,6 +49,9 @@ REASON = "reason"  # why it is not finished
 CLASSIFIER = "classifier"  # the winner of the grid search, e.g. "svm C=0.1"
 GROUPED_BY = "grouped_by"  # region | patient | none: what the folds really kept together
 NOTES = "notes"  # JSON list of what a reader must know (class absent from the test fold, best epoch in the warm-up ...)
+
+# on refits
+REFIT = "refit"  # content-addressed id of the model file
 
 # --- metrics of a fold run ------------------------------------------------------------------------------------------
 # per epoch, step = epoch (from 0)
@@ -106,8 +110,9 @@ SECONDS = "time/total"
 CV = "cv/"  # cv/<metric>_mean, cv/<metric>_std (ddof 1 over folds, seeds averaged first), cv/<metric>_folds
 
 # --- artifacts of a fold run ----------------------------------------------------------------------------------------
-PREDICTIONS = "predictions.parquet"  # id, true, predicted, score per class
-ARRAYS = "arrays.npz"  # test_embedding (N, n) fp16, test_labels, guide_2d (C, 2), classes
+PREDICTIONS = "predictions.parquet"  # id, true, predicted, region and patient where known, score per class
+REGION, PATIENT = "region", "patient"
+ARRAYS = "arrays.npz"  # test_embedding (N, n) fp16, test_labels, anchors (C, n), guide_2d (C, 2), classes
 # and guide (C, n) where the loss draws cells to points
 RECORD = "record.json"
 # --- artifacts of a study's own run ---------------------------------------------------------------------------------
@@ -117,6 +122,10 @@ CLASSES = (
     "classes.json"  # thumbnail, columns (of the sprite); classes, lineages, stages, points of the baseline's guide
 )
 REPORT = "report"  # folder
+DIFF = "uncommitted.diff"  # of tracked files, where the code differed from its commit
+# of a refit
+MODEL = "model"  # the network from pixels to embedding, for mlflow.pytorch.load_model
+MODEL_FILE = "model_file"  # the file that `guided predict` reads
 
 
 def experiment_name(sweep: str, data: str) -> str:

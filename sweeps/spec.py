@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -246,17 +247,60 @@ def shipped_sweeps() -> dict[str, Path]:
     return {path.stem: path for path in sorted(HERE.glob("*.yaml"))}
 
 
+OWN = Path("sweeps")  # in the working directory
+
+
+def own_sweeps() -> dict[str, Path]:
+    """Name and file of every sweep in ./sweeps, unless that is the package itself."""
+    return {} if OWN.absolute() == HERE else {path.stem: path for path in sorted(OWN.glob("*.yaml"))}
+
+
 def find_sweep(name: str) -> Path:
-    """File of a sweep given by name or path. Raises SpecError with the nearest name otherwise."""
-    shipped = shipped_sweeps()
-    if name in shipped:
-        return shipped[name]
+    """File of a sweep: ./sweeps/NAME.yaml before one of that name in the package, before a path.
+
+    Raises SpecError with the nearest name otherwise.
+    """
+    known = shipped_sweeps() | own_sweeps()
+    if name in known:
+        return known[name]
     path = Path(name)
     if path.is_file():
         return path
     raise SpecError(
-        f"sweep {name!r}", [f"is neither a file nor one of: {', '.join(shipped)}{_did_you_mean(name, shipped)}"]
+        f"sweep {name!r}", [f"is neither a file nor one of: {', '.join(known)}{_did_you_mean(name, known)}"]
     )
+
+
+TEMPLATE = """# What should this sweep answer? Say it in one sentence; the table and the report begin with it.
+question: Does the distance loss classify better than guide2D?
+kind: ablation
+# What all variants share: any key of guided/config.py, e.g. guide.file, data come from the command line.
+base: {{embedding.length: 64}}
+# Every combination of these values is a variant.
+vary: {{loss.name: [guide2d, distance]}}
+# The variant that the others are compared with: one value of each key above.
+baseline: {{loss.name: guide2d}}
+#   plan it:   guided-sweeps plan {name}
+#   train it:  guided-sweeps run {name}
+"""
+
+
+def new_sweep(name: str, like: str | None = None) -> Path:
+    """Write ./sweeps/NAME.yaml: a sweep to be filled in, or a copy of the sweep `like`; returns its path.
+
+    Raises ValueError for a name that is no plain file name and for a file that is there.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise ValueError(f"{name!r} cannot name a sweep; take letters, digits, - and _, e.g. my_question")
+    text = TEMPLATE.format(name=name) if like is None else find_sweep(like).read_text(encoding="utf-8")
+    path = OWN / f"{name}.yaml"
+    OWN.mkdir(exist_ok=True)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ValueError(f"{path} is there already; edit it, or choose another name") from None
+    return path
 
 
 def default_preset() -> str:

@@ -13,13 +13,17 @@ import json
 import logging
 import os
 import queue
+import re
 import subprocess
 import threading
+import time
+import warnings
 from collections import defaultdict
 from collections.abc import Set
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,16 +42,27 @@ from sweeps.spec import Variant, flat
 from sweeps.study import Study
 from sweeps.thumbnails import write_thumbnails
 
+if TYPE_CHECKING:
+    from guided.model import GuidedModel
+    from sweeps.refit import Refit
+
 for name in ("mlflow.store.db.utils", "alembic"):
     logging.getLogger(name).setLevel(logging.WARNING)  # a new store tells every one of its migrations
 
 FAILURES = (MlflowException, SQLAlchemyError, OSError)
 BATCH = 900  # MLflow takes at most 1,000 metrics a request
+MOST_DIFF = 500_000  # characters of an uncommitted change that are kept
+CREDENTIALS = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^/@\s]+@")
 
 
 def default_uri(out: Path) -> str:
     """MLFLOW_TRACKING_URI, else an SQLite store under OUT (an absolute path: Tune changes the working directory)."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.absolute() / 'mlflow.db'}"
+
+
+def without_credentials(text: str) -> str:
+    """The text with what stands before the @ of a URI (user, password, token) as ***."""
+    return CREDENTIALS.sub(r"\1***@", text)
 
 
 class Tracker:
@@ -114,6 +129,7 @@ class Tracker:
             "mlflow.runName": variant.label,
             "mlflow.note.content": study.sweep.question,
         }
+        tags = {key: without_credentials(value) for key, value in tags.items()}
         if found:
             run_id = str(found[0].info.run_id)
         else:
@@ -127,6 +143,19 @@ class Tracker:
     def _existing_children(self) -> dict[str, Any]:
         conditions = ((schema.ROLE, schema.FOLD_RUN_ROLE), (schema.STUDY, self._study.id))
         return {run.data.tags[schema.FOLD_RUN]: run for run in self._search(*conditions)}
+
+    @property
+    def client(self) -> MlflowClient:
+        return self._client
+
+    @property
+    def experiment(self) -> str:
+        """Id of the study's experiment."""
+        return self._experiment
+
+    def parent_of(self, variant: Variant) -> str:
+        """Id of the run of a variant."""
+        return self._parents[variant.label]
 
     def is_projected(self, record: Record) -> bool:
         """Whether the projection of this very record has ended well; a fold run that was retried has a newer one."""
@@ -160,7 +189,7 @@ class Tracker:
             "mlflow.parentRunId": self._parents[variant.label],
             "mlflow.runName": run.name,
         }
-        tags = {key: value for key, value in tags.items() if value != ""}
+        tags = {key: without_credentials(value) for key, value in tags.items() if value != ""}
         child = self._children.get(run.id)
         if child is None:
             child = self._client.create_run(self._experiment, start_time=began, tags=tags, run_name=run.name)
@@ -226,9 +255,15 @@ class Tracker:
         study = self._study
         if self._search((schema.ROLE, schema.STUDY_ROLE), (schema.STUDY, study.id)):
             return
-        tags = {**self._common, schema.ROLE: schema.STUDY_ROLE, "mlflow.note.content": study.sweep.question}
+        tags = {
+            **self._common,
+            schema.ROLE: schema.STUDY_ROLE,
+            "mlflow.note.content": without_credentials(study.sweep.question),
+        }
         with TemporaryDirectory() as folder:
             write_thumbnails(study, Path(folder))
+            if diff := _uncommitted():
+                (Path(folder) / schema.DIFF).write_text(diff, encoding="utf-8")
             # Found only when whole: the tags that name it come last.
             run = self._client.create_run(self._experiment, run_name=f"study {study.sweep.name}")
             self._client.log_artifacts(run.info.run_id, folder)
@@ -242,6 +277,68 @@ class Tracker:
             self.project(record)
         self.close(records, given_up)
         return len(missing)
+
+
+def log_refit(refit: Refit, model: GuidedModel, uri: str) -> str:
+    """Log a refit beside the fold runs of its variant, and return its run's id. One that is there is left as it is.
+
+    The run has the network from pixels to embedding for `mlflow.pytorch.load_model`, as a traced graph that loads
+    without running pickled code and without this package, and the model file for `python -m guided predict`.
+    """
+    tracker, study, variant = Tracker(refit.study, uri), refit.study, refit.variant
+    client, experiment, parent = tracker.client, tracker.experiment, tracker.parent_of(variant)
+    for run in client.search_runs([experiment], f"tags.`{schema.REFIT}` = '{refit.id}'"):
+        if run.info.status == "FINISHED":
+            return str(run.info.run_id)
+    tags = {
+        **_common_tags(study),
+        schema.ROLE: schema.REFIT_ROLE,
+        schema.REFIT: refit.id,
+        schema.VARIANT: variant.label,
+        schema.VARIANT_ID: variant.config.id,
+        schema.GUIDE_HASH: study.guides[variant.config.id].hash,
+        "mlflow.parentRunId": parent,
+        "mlflow.runName": f"{variant.label} · refit on all cells",
+    }
+    run_id = str(client.create_run(experiment, tags=tags, run_name=tags["mlflow.runName"]).info.run_id)
+    parameters = {**_parameters(study, variant), "epochs": str(len(refit.lengths)), "seed": str(refit.seed)}
+    client.log_batch(run_id, params=[Param(key, value) for key, value in parameters.items()])
+    now = int(1000 * time.time())
+    metrics = [
+        Metric(key, value, now, step)
+        for step, epoch in enumerate(model.about["history"])
+        for key, value in epoch.items()
+        if key != "epoch"
+    ]
+    for start in range(0, len(metrics), BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+    client.log_inputs(run_id, datasets=[_dataset_input(study)])
+    _log_network(refit, model, run_id, uri)
+    client.log_artifact(run_id, str(refit.path), schema.MODEL_FILE)
+    client.set_terminated(run_id)
+    return run_id
+
+
+def _log_network(refit: Refit, model: GuidedModel, run_id: str, uri: str) -> None:
+    import mlflow.pytorch  # with torch, which the tracking of fold runs does not need
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    example = np.array(refit.study.data.images[refit.rows[:2]], dtype=np.float32)
+    pixels, length = TensorSpec(np.dtype(np.float32), (-1, *example.shape[1:])), refit.lengths[-1]
+    embedding = TensorSpec(np.dtype(np.float32), (-1, length))
+    mlflow.set_tracking_uri(uri)
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        # torch packs views of one storage together and asks about a case that is none: the weights are on the CPU.
+        warnings.filterwarnings("ignore", message="No complete tensor found in the group")
+        mlflow.pytorch.log_model(
+            model.net,
+            name=schema.MODEL,
+            signature=ModelSignature(Schema([pixels]), Schema([embedding])),
+            input_example=example,
+            pip_requirements=[f"{package}=={version(package)}" for package in ("torch", "numpy")],
+            serialization_format="pt2",
+        )
 
 
 class TrackingThread:
@@ -330,7 +427,7 @@ def _parameters(study: Study, variant: Variant) -> dict[str, str]:
     shown = {}
     for key, value in values.items():
         text = value if isinstance(value, str) else json.dumps(value)
-        shown[key] = text[:6000]  # MLflow's limit
+        shown[key] = without_credentials(text)[:6000]  # MLflow's limit
     return shown
 
 
@@ -338,7 +435,7 @@ def _dataset_input(study: Study) -> DatasetInput:
     """The data set as MLflow shows it: name and digest, and the options that made it. Logging it again changes
     nothing, because MLflow knows a data set by name and digest."""
     data = study.data
-    source = json.dumps(study.sweep.data.model_dump(mode="json"), ensure_ascii=False)
+    source = without_credentials(json.dumps(study.sweep.data.model_dump(mode="json"), ensure_ascii=False))
     profile = json.dumps({"cells": len(data.labels), "classes": len(data.classes), "size": study.sweep.data.size})
     kind = "code" if study.sweep.data.source == "synthetic" else "local"
     described = Dataset(data.name, data.fingerprint, source_type=kind, source=source, profile=profile)
@@ -364,21 +461,32 @@ def _common_tags(study: Study) -> dict[str, str]:
         "mlflow.source.type": "LOCAL",
         "mlflow.user": getpass.getuser(),
     }
-    return {key: value for key, value in tags.items() if value}
+    return {key: without_credentials(value) for key, value in tags.items() if value}
 
 
 def _git() -> tuple[str, str]:
     """Commit and whether the tree differs from it; empty where the package does not stand in a checkout."""
-    here = Path(__file__).parent
-
-    def ask(*words: str) -> str | None:
-        try:
-            answer = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=False)
-        except OSError:
-            return None
-        return answer.stdout.strip() if answer.returncode == 0 else None
-
-    commit = ask("rev-parse", "HEAD")
+    commit = _ask_git("rev-parse", "HEAD")
     if not commit:
         return "", ""
-    return commit, str(bool(ask("status", "--porcelain"))).lower()
+    return commit, str(bool(_ask_git("status", "--porcelain"))).lower()
+
+
+def _uncommitted() -> str:
+    """How tracked files differ from the commit; files that git does not know may hold anything and stay out."""
+    diff = without_credentials(_ask_git("diff", "HEAD") or "")
+    return diff if len(diff) <= MOST_DIFF else f"{diff[:MOST_DIFF]}\n[cut; {len(diff)} characters in all]\n"
+
+
+def _ask_git(*words: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *words],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    except OSError:
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None

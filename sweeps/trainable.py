@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -29,6 +30,7 @@ from sweeps.place import NODE_DATA, node_copy
 from sweeps.records import PROGRESS, FoldRun, Records
 from sweeps.study import Study, read_study
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what another try would meet again
 CONTEXT_BYTES = 700 * 2**20  # what a process's CUDA context takes of the GPU besides torch's memory
 
 
@@ -92,6 +94,15 @@ class FoldRunTrial(Trainable):
     def step(self) -> dict[str, Any]:
         """One epoch; the step after the last one tests and writes the record. A fold run that a search wants stopped
         writes its record instead of another epoch."""
+        try:
+            return self._step()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self._close()
+            return {"hindered": f"{type(error).__name__}: {error}", "done": True}
+
+    def _step(self) -> dict[str, Any]:
         if self._asked is not None:
             self._begin(self._asked)
             self._asked = None
@@ -137,6 +148,9 @@ class FoldRunTrial(Trainable):
                 "predicted": np.array(data.classes)[result.predicted],
             }
         )
+        for name, of_cells in ((schema.REGION, data.region), (schema.PATIENT, data.patient)):
+            if of_cells is not None:
+                predictions[name] = of_cells[result.test_rows]
         scores = pd.DataFrame(result.scores, columns=[f"score/{name}" for name in data.classes])
         self._records.write(
             run,
@@ -153,6 +167,7 @@ class FoldRunTrial(Trainable):
             arrays={
                 "test_embedding": result.embedding,
                 "test_labels": data.labels[result.test_rows],
+                "anchors": result.anchors,
                 **({} if result.guide is None else {"guide": result.guide}),
                 "guide_2d": self._study_of.guides[run.config.id].points,
                 "classes": np.array(data.classes),

@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from guided import classify, train
-from guided.classify import fit, grid_search, predict, standardiser
+from guided.classify import fit, from_arrays, grid_search, portable, predict, standardiser, to_arrays
 from guided.config import Classifier, Config
 from guided.data import Dataset
 from guided.folds import make_folds
@@ -361,3 +361,22 @@ def test_thousands_of_cells_far_from_zero_are_standardised_as_in_double_precisio
     np.testing.assert_allclose(sd, x.astype(np.float64).std(0), rtol=1e-5)
     assert mean.dtype == sd.dtype == np.float32
     assert np.abs(x.mean(0) - x.astype(np.float64).mean(0)).max() > 1e-3  # the naive sum
+
+
+# --- as arrays ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+@pytest.mark.parametrize("family", ["svm", "knn", "mlp"])
+def test_arrays_give_the_scores_of_the_fitted_classifier(family: str, count: int) -> None:
+    rng = np.random.default_rng(count)
+    y = rng.integers(0, count, 120)
+    x = (rng.standard_normal((120, 4)) + 0.6 * y[:, None]).astype(np.float32)
+    config = Classifier.model_validate_json(f'{{"families": ["{family}"]}}')
+    chosen = grid_search(x, y, count + 1, config, seed=0)  # one class more than there are cells of
+    kept = to_arrays(portable(chosen))
+    assert all(value.dtype.kind in "fiU" for value in kept.values()), "plain numbers and words"
+    asked = 3 * rng.standard_normal((300, 4)).astype(np.float32)
+    again = from_arrays(kept, count + 1)
+    assert again.scores(asked) == pytest.approx(chosen.scores(asked), rel=1e-5, abs=1e-6)
+    assert (again.predict(asked) == chosen.predict(asked)).all()

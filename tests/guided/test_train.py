@@ -19,7 +19,7 @@ from guided.geometry import effective_rank
 from guided.guide import EmbeddingGuide, load_guide
 from guided.losses import LOSSES, LossObject, class_weights
 from guided.metrics import lineage_distances, macro_f1
-from guided.train import Diverged, Epoch, FoldResult, _Run, run_fold, warmup_key
+from guided.train import AllCells, Diverged, Epoch, Fitted, FoldResult, _Run, fit_all, run_fold, warmup_key
 
 Inputs = tuple[Dataset, Fold, EmbeddingGuide]
 
@@ -473,3 +473,53 @@ def test_bf16_changes_the_trunk_only_and_little(few: Inputs) -> None:
 def test_tf32_is_fp32_without_cuda(few: Inputs) -> None:
     exact, same = (drive(few, tiny("ce", precision=precision, epochs=1))[0] for precision in ("fp32", "tf32"))
     assert lasting(exact) == lasting(same)
+
+
+# --- on all cells ---------------------------------------------------------------------------------------------------
+
+
+def drive_all(inputs: Inputs, config: Config, lengths: list[int], **more: Any) -> tuple[list[Epoch], Fitted]:
+    data, fold, guide = inputs
+    epochs = fit_all(data, fold.train, guide, config, lengths, seed=0, **more)
+    records = []
+    while True:
+        try:
+            records.append(next(epochs))
+        except StopIteration as end:
+            return records, end.value
+
+
+def test_all_cells_are_trained_by_the_loop_of_a_fold_run(inputs: Inputs, quick: Config, straight: FoldResult) -> None:
+    data, fold, guide = inputs
+    run = _Run(data, AllCells(fold.train, index=fold.index), guide, quick, 0, torch.device("cpu"))
+    for record in lasting(straight.history[:5]):  # through warm-up, growth and refresh
+        (own,) = lasting([run.unjudged_epoch(int(record["embedding/length"]))])
+        assert own == {key: record[key] for key in own}
+
+
+def test_the_fitted_network_has_the_length_of_its_last_epoch(few: Inputs, quick: Config, tmp_path: Path) -> None:
+    data, fold, _ = few
+    records, fitted = drive_all(few, quick, [2, 2, 2, 4])
+    assert len(records) == 4 and fitted.embedding.shape == (len(fold.train), 4) and not fitted.on_drawing
+    images = torch.from_numpy(np.array(data.images[fold.train[:8]])).permute(0, 3, 1, 2).float()
+    mean, sd = (torch.as_tensor(part).reshape(1, 3, 1, 1) for part in (fitted.pixel_mean, fitted.pixel_sd))
+    with torch.no_grad():
+        again = fitted.net((images - mean) / sd, 4).numpy()
+    assert again == pytest.approx(fitted.embedding[:8], rel=1e-3, abs=1e-4)
+    assert drive_all(few, quick, [2, 2])[1].on_drawing, "the warm-up draws to the guide"
+    # Stopped after two epochs and begun again: the same network.
+    data, fold, guide = few
+    begun = fit_all(data, fold.train, guide, quick, [2, 2, 2, 4], seed=0, checkpoint=tmp_path / "state")
+    next(begun), next(begun)
+    begun.close()
+    records, resumed = drive_all(few, quick, [2, 2, 2, 4], checkpoint=tmp_path / "state")
+    assert len(records) == 2 and (resumed.embedding == fitted.embedding).all()
+    with pytest.raises(ValueError, match="no epochs"):
+        drive_all(few, quick, [])
+
+
+def test_a_result_has_the_class_means_of_its_training_cells(inputs: Inputs, straight: FoldResult) -> None:
+    data, fold, _ = inputs
+    assert straight.anchors.shape == (len(data.classes), straight.embedding.shape[1])
+    absent = np.setdiff1d(np.arange(len(data.classes)), data.labels[fold.train])
+    assert (np.flatnonzero(np.isnan(straight.anchors).any(1)) == absent).all()

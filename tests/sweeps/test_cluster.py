@@ -34,6 +34,16 @@ def processes(folder: Path, name: str) -> list[psutil.Process]:
     return found
 
 
+def training(folder: Path, head: psutil.Process) -> list[psutil.Process]:
+    """Nodes on which a fold run is under way."""
+    found = []
+    for node in processes(folder, "raylet"):
+        if node.pid != head.pid:
+            words = [part for child in node.children(recursive=True) for part in child.cmdline()]
+            found += [node] if any("ray::ResourceTrainable.train" in word for word in words) else []
+    return found
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """Address and folder of a head without CPUs, whose autoscaler may bring three nodes of one CPU."""
@@ -117,7 +127,12 @@ def test_the_autoscaler_brings_nodes_one_dies_and_all_go(cluster: tuple[str, Pat
     counter = threading.Thread(target=count)
     counter.start()
     driver = subprocess.Popen(
-        command(sweep_file(tmp_path), out, "--no-mlflow", settings=SETTINGS.replace("epochs=4", "epochs=12")),
+        command(
+            sweep_file(tmp_path),
+            out,
+            "--no-mlflow",
+            settings=SETTINGS.replace("epochs=4", "epochs=24 train.patience=24"),
+        ),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -126,8 +141,10 @@ def test_the_autoscaler_brings_nodes_one_dies_and_all_go(cluster: tuple[str, Pat
     try:
         wait_for(lambda: len(executions(log)) >= 8 or driver.poll() is not None, 240, "some epochs on nodes that came")
         assert driver.poll() is None, driver.communicate()[0]
-        workers = [process for process in processes(folder, "raylet") if process.pid != head.pid]
-        workers[0].kill()
+        wait_for(lambda: training(folder, head), 60, "a node with a fold run under way")
+        node = training(folder, head)[0]
+        for process in [*node.children(recursive=True), node]:
+            process.kill()
         printed, _ = driver.communicate(timeout=300)
     finally:
         if driver.poll() is None:
@@ -140,7 +157,7 @@ def test_the_autoscaler_brings_nodes_one_dies_and_all_go(cluster: tuple[str, Pat
     records = records_of(out)
     assert len(records) == 6 and {record.status for record in records.values()} == {"finished"}
     counted = Counter(executions(log))
-    assert len(counted) == 6 * 12
+    assert len(counted) == 6 * 24
     # The node that died took one fold run with it: its epoch under way was begun twice, nothing else was.
     assert counted.total() - len(counted) <= 1
     assert sorted(len(record.details["attempts"]) for record in records.values())[-1] == 2

@@ -1,0 +1,1 @@
+"""Pages for the browser: the guide editor, served on this machine, and the data page, a file."""
