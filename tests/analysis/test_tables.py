@@ -224,7 +224,7 @@ def test_methods_stand_beside_the_papers(uri: str, capsys: Captured, tmp_path: P
     assert pd.isna(frame["mean"][3]) and frame["length"].tolist() == [2, 64, 64, 64]
     page = write_report(comparison, tmp_path)
     assert render_by_method(comparison, "html") in page.read_text(encoding="utf-8")
-    assert r"0.600 $\pm$ 0.141 $\approx$" in (tmp_path / "methods.tex").read_text(encoding="utf-8")
+    assert r"0.600 $\pm$ 0.141 $\approx$" in (tmp_path / "tables" / "methods.tex").read_text(encoding="utf-8")
 
 
 def test_variants_of_one_method_and_length_are_refused_a_table(whole: Recorded, capsys: Captured) -> None:
