@@ -248,11 +248,6 @@ def caption(comparison: Comparison) -> str:
             f"{len(frame) - 1}; practically equal: within ± {comparison.rope:g} with 95 % posterior probability "
             "(correlated t)."
         )
-    if study.stage == schema.JUDGE:
-        told.append(
-            "The judgement of a search: folds are groups that were locked away before it, and that it never saw; the "
-            "winner was chosen by validation on the others."
-        )
     told.append("Best epoch, and effective length there of the length allowed: medians; epochs count from 0.")
     return " ".join(told)
 

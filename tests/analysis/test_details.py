@@ -67,7 +67,7 @@ def test_the_judgement_of_a_search_is_told_as_such(own: Recorded) -> None:
     for run in own.variants.values():
         own.client.set_tag(run, schema.STAGE, schema.JUDGE)
     told = caption(compare(load_study(own.uri, "radius")))
-    assert "The judgement of a search: folds are groups that were locked away before it, and that it never saw" in told
+    assert "the winner of a search, chosen by validation on other groups" in told
 
 
 # --- all data sets ----------------------------------------------------------------------------------------------------
