@@ -72,9 +72,16 @@ class Study:
         guide = self.guides[variant.config.id].hash
         return FoldRun(variant.label, variant.config, self.data.fingerprint, guide, partition, fold, seed)
 
+    @cached_property
+    def _by_variant(self) -> dict[str, list[FoldRun]]:
+        found: dict[str, list[FoldRun]] = {variant.label: [] for variant in self.sweep.variants}
+        for run in self.fold_runs:
+            found[run.variant].append(run)
+        return found
+
     def runs_of(self, variant: Variant) -> list[FoldRun]:
         """The fold runs of one variant."""
-        return [run for run in self.fold_runs if run.variant == variant.label]
+        return list(self._by_variant[variant.label])
 
     @cached_property
     def folds(self) -> dict[int, list[Fold]]:

@@ -82,7 +82,8 @@ class Tracker:
     def grow(self, study: Study) -> None:
         """Take in the variants that a search has added."""
         self._study = study
-        for index, variant in _numbered(study):
+        self._place = {run.id: (variant, run) for variant in study.sweep.variants for run in study.runs_of(variant)}
+        for index, variant in enumerate(study.sweep.variants):
             if variant.label not in self._parents:
                 self._parents[variant.label] = self._parent(index, variant)
 
@@ -142,7 +143,12 @@ class Tracker:
 
     def _existing_children(self) -> dict[str, Any]:
         conditions = ((schema.ROLE, schema.FOLD_RUN_ROLE), (schema.STUDY, self._study.id))
-        return {run.data.tags[schema.FOLD_RUN]: run for run in self._search(*conditions)}
+        found: dict[str, Any] = {}
+        for run in self._search(*conditions):
+            # Where the reply to its making was lost, a fold run was given a second run; the records have it once.
+            if found.setdefault(run.data.tags[schema.FOLD_RUN], run) is not run:
+                self._client.delete_run(run.info.run_id)
+        return found
 
     @property
     def client(self) -> MlflowClient:
@@ -165,9 +171,7 @@ class Tracker:
     def project(self, record: Record) -> None:
         """Write one fold run: nested under its variant, its curves, scores, tags and files."""
         study = self._study
-        variant, run = next(
-            (variant, run) for variant in study.sweep.variants for run in study.runs_of(variant) if run.id == record.id
-        )
+        variant, run = self._place[record.id]
         began, ended = int(1000 * record.details["began"]), _ended(record)
         tags = {
             **self._common,
@@ -191,6 +195,10 @@ class Tracker:
         }
         tags = {key: without_credentials(value) for key, value in tags.items() if value != ""}
         child = self._children.get(run.id)
+        if child is not None and child.info.start_time != began:
+            # Of an earlier attempt: its curve and its reason must not mix with those of this one.
+            self._client.delete_run(child.info.run_id)
+            child = None
         if child is None:
             child = self._client.create_run(self._experiment, start_time=began, tags=tags, run_name=run.name)
             self._children[run.id] = child
@@ -393,17 +401,14 @@ class TrackingThread:
         if self._uri is None:
             return
         try:
-            tracker = self._tracker or Tracker(self._study, self._uri)
+            # After a failure one cannot know what the store has: it is read anew.
+            tracker = self._tracker if self._tracker and not self.failure else Tracker(self._study, self._uri)
             tracker.grow(self._study)
             tracker.sync(records, given_up)
         except FAILURES as error:
             self.failure = _line(error)
             return
         self.failure, self.unwritten = None, []
-
-
-def _numbered(study: Study) -> list[tuple[int, Variant]]:
-    return list(enumerate(study.sweep.variants))
 
 
 def _ended(record: Record) -> int:

@@ -179,3 +179,35 @@ def test_a_locked_store_neither_fails_nor_hangs(made: Study, uri: str, template:
     other = copied(template, tmp_path / "other")
     Tracker(made, other).sync(records)
     assert projection(uri) == projection(other)
+
+
+def test_a_retried_fold_run_keeps_nothing_of_its_failure(made: Study, uri: str, tmp_path: Path) -> None:
+    records = records_of(made)
+    Tracker(made, uri).sync(records)
+    bad = made.fold_runs[-1]
+    again = Records(tmp_path / "again")
+    again.write(
+        bad,
+        "finished",
+        metrics={schema.TEST_F1: 0.7},
+        history=[{"epoch": 0.0, schema.VAL_F1: 0.3}],
+        details={"began": 3000.0, "ended": 4000.0},
+    )
+    retried = again.read(bad.id)
+    assert retried is not None
+    Tracker(made, uri).sync({**records, bad.id: retried})
+    rows = [each for each in projection(uri) if each["tags"].get(schema.FOLD_RUN) == bad.id]
+    assert len(rows) == 1 and rows[0]["status"] == "FINISHED"
+    assert schema.REASON not in rows[0]["tags"] and rows[0]["curve"] == [(0, 0.3)]
+
+
+def test_a_second_run_of_one_fold_run_is_taken_back(made: Study, uri: str) -> None:
+    """What a lost reply leaves: the store has made a run that the writer knows nothing of."""
+    records, run = records_of(made), made.fold_runs[0]
+    tracker = Tracker(made, uri)
+    tags = {schema.ROLE: schema.FOLD_RUN_ROLE, schema.STUDY: made.id, schema.FOLD_RUN: run.id}
+    tracker.client.create_run(tracker.experiment, tags=tags)
+    tracker.sync(records)
+    Tracker(made, uri).sync(records)
+    rows = [each["tags"][schema.FOLD_RUN] for each in projection(uri) if schema.FOLD_RUN in each["tags"]]
+    assert sorted(rows) == sorted(records)
