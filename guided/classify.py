@@ -9,16 +9,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.neural_network import MLPClassifier
-from sklearn.svm import SVC
 
 from guided.config import Classifier
 from guided.metrics import macro_f1
+
+if TYPE_CHECKING:
+    from guided.linear_svm import LinearSVM
 
 BLOCK = 2**22  # floats of a block of distances
 
@@ -81,11 +83,12 @@ def grid_search(x: np.ndarray, y: np.ndarray, classes: int, config: Classifier, 
     """The grid of 4.1 on training cells x (N, n) with labels y (N,) in 0..classes-1.
 
     Inner stratified folds; the grid point with the highest macro-F1, averaged over them, wins (the first of equals) and
-    is fitted again on all cells. A fold's macro-F1 is over the classes that have a cell in its test part. SVM is
-    libsvm's linear kernel (hinge loss, one against one), not liblinear's other objective. kNN with more neighbours than
-    cells asks all of them. A class with fewer cells than inner folds is spread as far as it goes. Depends on nothing
-    but its arguments, and not on the order of the classes but for what that order changes in the solvers of SVM and
-    MLP. Raises ValueError for values that are not finite, labels outside the classes or a single class.
+    is fitted again on all cells. A fold's macro-F1 is over the classes that have a cell in its test part. SVM has
+    libsvm's objective and votes (linear kernel, hinge loss, one against one), not liblinear's other objective. kNN with
+    more neighbours than cells asks all of them. A class with fewer cells than inner folds is spread as far as it goes.
+    Depends on nothing but its arguments, and not on the order of the classes but for what that order changes in the
+    solvers of SVM and MLP. Raises ValueError for values that are not finite, labels outside the classes or a single
+    class.
     """
     _check(x, y, classes)
     points = list(_points(config))
@@ -153,9 +156,13 @@ def _predictions(
     if ks:
         neighbours = _Neighbours(z, y, classes, max(ks))
         near = neighbours.of(asked)
+    one = len(np.unique(y)) == 1
+    margins = None if one or all(family != "svm" for family, _ in points) else _margins(z, y)
     for family, values in points:
         if family == "knn":
             yield neighbours.vote(*near, values["k"], values["weights"]).argmax(1)
+        elif family == "svm" and margins is not None:
+            yield predict(_SVM(margins, values["C"], classes), asked)
         else:
             yield predict(_fit(family, values, z, y, classes, seed), asked)
 
@@ -183,12 +190,27 @@ def _fit(family: str, values: Values, z: np.ndarray, y: np.ndarray, classes: int
     if family == "knn":
         return _KNN(z, y, classes, values["k"], values["weights"])
     if family == "svm":
-        return _Sklearn(SVC(kernel="linear", C=values["C"]).fit(z, y), classes)
+        return _SVM(_margins(z, y), values["C"], classes)
     with warnings.catch_warnings():
         # 200 passes are part of the definition; whether the last digits have settled is not asked.
         warnings.filterwarnings("ignore", category=ConvergenceWarning)
         mlp = MLPClassifier(values["hidden"], random_state=seed, max_iter=200).fit(z, y)
-    return _Sklearn(mlp, classes)
+    return _MLP(mlp, classes)
+
+
+def _margins(z: np.ndarray, y: np.ndarray) -> LinearSVM:
+    from guided.linear_svm import LinearSVM  # numba takes a second to import: only where an SVM is fitted
+
+    return LinearSVM(z, y)
+
+
+def _of_all(known: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Scores (N, C) float32 from those (N, K) of the classes `labels` (K,) that were seen; a class that was not scores
+    below every other of its row. (-inf would not survive arithmetic.)"""
+    scores = np.empty((len(known), classes), dtype=np.float32)
+    scores[:] = known.min(1, keepdims=True) - 1
+    scores[:, labels] = known
+    return scores
 
 
 @dataclass(frozen=True)
@@ -218,23 +240,32 @@ class _Centroids:
         return scores
 
 
+class _SVM:
+    """The votes of all pairs of classes, as libsvm counts them; scikit-learn breaks ties by the sum of margins."""
+
+    def __init__(self, margins: LinearSVM, c: float, classes: int) -> None:
+        self._weights, self._intercepts, _ = margins.solve(c)
+        self._labels, self._classes = margins.labels, classes
+        pairs = np.arange(len(self._weights))
+        self._sides = np.zeros((len(pairs), len(self._labels)))
+        self._sides[pairs, margins.first], self._sides[pairs, margins.second] = 1.0, -1.0
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        margins = x.astype(np.float64) @ self._weights.T + self._intercepts
+        known = margins @ self._sides
+        if len(self._labels) > 2:
+            votes = np.where(margins >= 0, 1, -1) @ self._sides  # won less lost: twice the won, but for a constant
+            known = votes / 2 + known / (3 * (np.abs(known) + 1))  # a third at most: ranks ties only
+        return _of_all(known, self._labels, self._classes)
+
+
 @dataclass(frozen=True)
-class _Sklearn:
-    model: SVC | MLPClassifier
+class _MLP:
+    model: MLPClassifier
     classes: int
 
     def scores(self, x: np.ndarray) -> np.ndarray:
-        if isinstance(self.model, SVC):
-            known = self.model.decision_function(x)
-            if known.ndim == 1:  # two classes: one margin
-                known = np.column_stack([-known, known])
-        else:
-            known = self.model.predict_proba(x)
-        # A class that was never seen scores below every other of its row. (-inf would not survive arithmetic.)
-        scores = np.empty((len(x), self.classes), dtype=np.float32)
-        scores[:] = known.min(1, keepdims=True) - 1
-        scores[:, self.model.classes_] = known
-        return scores
+        return _of_all(self.model.predict_proba(x), self.model.classes_, self.classes)
 
 
 class _Neighbours:
