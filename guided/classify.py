@@ -9,17 +9,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from scipy.special import expit, softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.neural_network import MLPClassifier
-from sklearn.svm import SVC
 
 from guided.config import Classifier
 from guided.metrics import macro_f1
+
+if TYPE_CHECKING:
+    from guided.linear_svm import LinearSVM
 
 BLOCK = 2**22  # floats of a block of distances
 
@@ -82,11 +84,12 @@ def grid_search(x: np.ndarray, y: np.ndarray, classes: int, config: Classifier, 
     """The grid of 4.1 on training cells x (N, n) with labels y (N,) in 0..classes-1.
 
     Inner stratified folds; the grid point with the highest macro-F1, averaged over them, wins (the first of equals) and
-    is fitted again on all cells. A fold's macro-F1 is over the classes that have a cell in its test part. SVM is
-    libsvm's linear kernel (hinge loss, one against one), not liblinear's other objective. kNN with more neighbours than
-    cells asks all of them. A class with fewer cells than inner folds is spread as far as it goes. Depends on nothing
-    but its arguments, and not on the order of the classes but for what that order changes in the solvers of SVM and
-    MLP. Raises ValueError for values that are not finite, labels outside the classes or a single class.
+    is fitted again on all cells. A fold's macro-F1 is over the classes that have a cell in its test part. SVM has
+    libsvm's objective and votes (linear kernel, hinge loss, one against one), not liblinear's other objective. kNN with
+    more neighbours than cells asks all of them. A class with fewer cells than inner folds is spread as far as it goes.
+    Depends on nothing but its arguments, and not on the order of the classes but for what that order changes in the
+    solvers of SVM and MLP. Raises ValueError for values that are not finite, labels outside the classes or a single
+    class.
     """
     _check(x, y, classes)
     points = list(_points(config))
@@ -154,9 +157,13 @@ def _predictions(
     if ks:
         neighbours = _Neighbours(z, y, classes, max(ks))
         near = neighbours.of(asked)
+    one = len(np.unique(y)) == 1
+    margins = None if one or all(family != "svm" for family, _ in points) else _margins(z, y)
     for family, values in points:
         if family == "knn":
             yield neighbours.vote(*near, values["k"], values["weights"]).argmax(1)
+        elif family == "svm" and margins is not None:
+            yield predict(_Linear.solved(margins, values["C"], classes), asked)
         else:
             yield predict(_fit(family, values, z, y, classes, seed), asked)
 
@@ -184,12 +191,27 @@ def _fit(family: str, values: Values, z: np.ndarray, y: np.ndarray, classes: int
     if family == "knn":
         return _KNN(z, y, classes, values["k"], values["weights"])
     if family == "svm":
-        return _Sklearn(SVC(kernel="linear", C=values["C"]).fit(z, y), classes)
+        return _Linear.solved(_margins(z, y), values["C"], classes)
     with warnings.catch_warnings():
         # 200 passes are part of the definition; whether the last digits have settled is not asked.
         warnings.filterwarnings("ignore", category=ConvergenceWarning)
         mlp = MLPClassifier(values["hidden"], random_state=seed, max_iter=200).fit(z, y)
-    return _Sklearn(mlp, classes)
+    return _MLP(mlp, classes)
+
+
+def _margins(z: np.ndarray, y: np.ndarray) -> LinearSVM:
+    from guided.linear_svm import LinearSVM  # numba takes a second to import: only where an SVM is fitted
+
+    return LinearSVM(z, y)
+
+
+def _of_all(known: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Scores (N, C) float32 from those (N, K) of the classes `labels` (K,) that were seen; a class that was not scores
+    below every other of its row. (-inf would not survive arithmetic.)"""
+    scores = np.empty((len(known), classes), dtype=np.float32)
+    scores[:] = known.min(1, keepdims=True) - 1
+    scores[:, labels] = known
+    return scores
 
 
 @dataclass(frozen=True)
@@ -220,27 +242,40 @@ class _Centroids:
 
 
 @dataclass(frozen=True)
-class _Sklearn:
-    model: SVC | MLPClassifier
+class _Linear:
+    """A linear SVM by its planes, one for each pair of classes, positive for the first of the two. Scores are the votes
+    of all pairs, as libsvm counts them; scikit-learn breaks ties by the sum of margins."""
+
+    known: np.ndarray  # (K,) classes it was fitted on, ascending
+    planes: np.ndarray  # (K(K-1)/2, n), pairs in the order 0-1, 0-2, …, 1-2, …
+    offsets: np.ndarray  # (K(K-1)/2,)
+    classes: int
+
+    @classmethod
+    def solved(cls, margins: LinearSVM, c: float, classes: int) -> _Linear:
+        planes, offsets, _ = margins.solve(c)
+        return cls(margins.labels, planes, offsets, classes)
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        margins = x.astype(np.float64) @ self.planes.T + self.offsets
+        first, second = np.triu_indices(len(self.known), 1)
+        pairs = np.arange(len(first))
+        sides = np.zeros((len(pairs), len(self.known)))
+        sides[pairs, first], sides[pairs, second] = 1.0, -1.0
+        known = margins @ sides
+        if len(self.known) > 2:
+            votes = np.where(margins >= 0, 1, -1) @ sides  # won less lost: twice the won, but for a constant
+            known = votes / 2 + known / (3 * (np.abs(known) + 1))  # a third at most: ranks ties only
+        return _of_all(known, self.known, self.classes)
+
+
+@dataclass(frozen=True)
+class _MLP:
+    model: MLPClassifier
     classes: int
 
     def scores(self, x: np.ndarray) -> np.ndarray:
-        if isinstance(self.model, SVC):
-            known = self.model.decision_function(x)
-            if known.ndim == 1:  # two classes: one margin
-                known = np.column_stack([-known, known])
-        else:
-            known = self.model.predict_proba(x)
-        return _of_known(known, self.model.classes_, self.classes)
-
-
-def _of_known(known: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Scores (N, C) float32 from those `known` (N, K) of the classes `labels` (K,)."""
-    # A class that was never seen scores below every other of its row. (-inf would not survive arithmetic.)
-    scores = np.empty((len(known), classes), dtype=np.float32)
-    scores[:] = known.min(1, keepdims=True) - 1
-    scores[:, labels] = known
-    return scores
+        return _of_all(self.model.predict_proba(x), self.model.classes_, self.classes)
 
 
 class _Neighbours:
@@ -308,31 +343,6 @@ class _KNN:
 
 
 @dataclass(frozen=True)
-class _Linear:
-    """A linear SVM by its planes, one for each pair of classes: scores as in scikit-learn's `ovr` form."""
-
-    known: np.ndarray  # (K,) classes it was fitted on, ascending
-    planes: np.ndarray  # (K(K-1)/2, n), pairs in the order 0-1, 0-2, …, 1-2, …
-    offsets: np.ndarray  # (K(K-1)/2,)
-    classes: int
-
-    def scores(self, x: np.ndarray) -> np.ndarray:
-        margins = x.astype(np.float64) @ self.planes.T + self.offsets
-        first, second = np.triu_indices(len(self.known), 1)
-        if len(self.known) == 2:  # the one margin is that of the second class
-            return _of_known(np.column_stack([-margins, margins]), self.known, self.classes)
-        votes, sums = np.zeros((2, len(x), len(self.known)))
-        for pair, (one, other) in enumerate(zip(first, second, strict=True)):
-            margin = margins[:, pair]
-            votes[:, one] += margin >= 0
-            votes[:, other] += margin < 0
-            sums[:, one] += margin
-            sums[:, other] -= margin
-        # Each class by the pairs it wins; equal counts by the margins, squeezed below a third of a vote.
-        return _of_known(votes + sums / (3 * (np.abs(sums) + 1)), self.known, self.classes)
-
-
-@dataclass(frozen=True)
 class _Layers:
     """A multi-layer perceptron by its weights: ReLU between the layers, softmax (two classes: logistic) at the end."""
 
@@ -346,7 +356,7 @@ class _Layers:
             x = np.maximum(x @ weight + offset, 0)
         x = x @ self.weights[-1] + self.offsets[-1]
         shares = np.column_stack([expit(-x), expit(x)]) if x.shape[1] == 1 else softmax(x, axis=1)
-        return _of_known(shares, self.known, self.classes)
+        return _of_all(shares, self.known, self.classes)
 
 
 def portable(chosen: Scaled) -> Scaled:
@@ -355,13 +365,10 @@ def portable(chosen: Scaled) -> Scaled:
     Raises ValueError for one that only knows a single class.
     """
     model = chosen.model
-    if isinstance(model, _Sklearn):
+    if isinstance(model, _MLP):
         fitted = model.model
         known = fitted.classes_.astype(np.int64)
-        if isinstance(fitted, SVC):
-            model = _Linear(known, fitted.coef_, fitted.intercept_, model.classes)
-        else:
-            model = _Layers(known, tuple(fitted.coefs_), tuple(fitted.intercepts_), model.classes)
+        model = _Layers(known, tuple(fitted.coefs_), tuple(fitted.intercepts_), model.classes)
     elif isinstance(model, _Constant):
         raise ValueError("the classifier knows a single class; there is nothing to keep")
     return Scaled(chosen.mean, chosen.sd, model)

@@ -492,3 +492,16 @@ def deviation(a: np.ndarray, b: np.ndarray) -> float:
     between = sum(euclidean(p, q) ** 2 for p, q in zip(a, b, strict=True))
     size = sum(euclidean(p, mean_of(list(run))) ** 2 for run in (a, b) for p in run) / 2
     return sqrt(between / size)
+
+
+def hinge_objective(
+    cells: list[list[float]], signs: list[float], weights: np.ndarray, intercept: float, c: float
+) -> float:
+    """½ |w|² + C Σ max(0, 1 - y (w·x + b)): the problem of a linear SVM for two classes (signs y = ±1)."""
+    total = 0.5 * sum(float(w) ** 2 for w in weights)
+    for x, sign in zip(cells, signs, strict=True):
+        margin = float(intercept)
+        for w, component in zip(weights, x, strict=True):
+            margin += float(w) * component
+        total += c * max(0.0, 1.0 - sign * margin)
+    return total
