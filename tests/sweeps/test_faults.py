@@ -170,10 +170,10 @@ def test_out_of_memory_leaves_neighbours_alive_and_is_tried_again_alone(undistur
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 10 MB."""
+    """A file system of 64 MB: room for the checkpoints of two fold runs under way."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", str(folder)], check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], check=False)
     if mounted.returncode != 0:
         pytest.skip("no right to mount a small file system")
     yield folder
