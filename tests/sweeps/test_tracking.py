@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import socket
 import sqlite3
+import subprocess
+import sys
 import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -211,3 +217,70 @@ def test_a_second_run_of_one_fold_run_is_taken_back(made: Study, uri: str) -> No
     Tracker(made, uri).sync(records)
     rows = [each["tags"][schema.FOLD_RUN] for each in projection(uri) if schema.FOLD_RUN in each["tags"]]
     assert sorted(rows) == sorted(records)
+
+
+class Server:
+    """An MLflow server of its own port and folder, in a process group of its own."""
+
+    def __init__(self, uri: str, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self._port}"
+        options = {"--backend-store-uri": uri, "--artifacts-destination": str(folder / "files"), "--workers": "1"}
+        options |= {"--host": "127.0.0.1", "--port": str(self._port)}
+        words = [word for option in options.items() for word in option]
+        self._command = [sys.executable, "-m", "mlflow", "server", *words]
+        self._folder = folder
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            self._command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd=self._folder,
+        )
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=2)
+            except OSError:
+                assert self._process.poll() is None, "the server did not start"
+                time.sleep(0.5)
+            else:
+                return
+        raise AssertionError("the server does not answer")
+
+    def kill(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+@pytest.mark.slow
+def test_a_server_killed_on_the_way_is_brought_up_by_sync(
+    made: Study, uri: str, template: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, records = Server(uri, tmp_path), records_of(made)
+    server.start()
+    try:
+        thread = TrackingThread(made, server.uri)
+        thread.start()
+        first, *others = records
+        thread.put(first)
+        for _ in range(120):
+            if thread._tracker is not None and thread._tracker.is_projected(records[first]):
+                break
+            time.sleep(0.5)
+        server.kill()
+        for run in others:
+            thread.put(run)
+        thread.finish(records)
+        assert thread.failure is not None and first not in thread.unwritten and set(thread.unwritten) == set(others)
+        server.start()
+        assert main(["sync", "radius", "--out", str(made.out), "--uri", server.uri]) == 0
+        assert "5 fold runs written, 1 were there already" in capsys.readouterr().out
+        undisturbed = copied(template, tmp_path / "undisturbed")
+        Tracker(made, undisturbed).sync(records)
+        assert projection(server.uri) == projection(undisturbed)
+    finally:
+        server.kill()
