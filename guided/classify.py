@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from scipy.special import expit, softmax
@@ -18,10 +18,8 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.neural_network import MLPClassifier
 
 from guided.config import Classifier
+from guided.linear_svm import LinearSVM
 from guided.metrics import macro_f1
-
-if TYPE_CHECKING:
-    from guided.linear_svm import LinearSVM
 
 BLOCK = 2**22  # floats of a block of distances
 
@@ -158,7 +156,7 @@ def _predictions(
         neighbours = _Neighbours(z, y, classes, max(ks))
         near = neighbours.of(asked)
     one = len(np.unique(y)) == 1
-    margins = None if one or all(family != "svm" for family, _ in points) else _margins(z, y)
+    margins = None if one or all(family != "svm" for family, _ in points) else LinearSVM(z, y)
     for family, values in points:
         if family == "knn":
             yield neighbours.vote(*near, values["k"], values["weights"]).argmax(1)
@@ -191,18 +189,12 @@ def _fit(family: str, values: Values, z: np.ndarray, y: np.ndarray, classes: int
     if family == "knn":
         return _KNN(z, y, classes, values["k"], values["weights"])
     if family == "svm":
-        return _Linear.solved(_margins(z, y), values["C"], classes)
+        return _Linear.solved(LinearSVM(z, y), values["C"], classes)
     with warnings.catch_warnings():
         # 200 passes are part of the definition; whether the last digits have settled is not asked.
         warnings.filterwarnings("ignore", category=ConvergenceWarning)
         mlp = MLPClassifier(values["hidden"], random_state=seed, max_iter=200).fit(z, y)
     return _MLP(mlp, classes)
-
-
-def _margins(z: np.ndarray, y: np.ndarray) -> LinearSVM:
-    from guided.linear_svm import LinearSVM  # numba takes a second to import: only where an SVM is fitted
-
-    return LinearSVM(z, y)
 
 
 def _of_all(known: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

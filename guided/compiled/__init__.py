@@ -1,0 +1,1 @@
+"""Loops that numba compiles. Imported only where they run."""
