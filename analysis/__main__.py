@@ -19,7 +19,7 @@ from analysis.details import DETAILS, render_details
 from analysis.runs import FINISHED, default_uri, load_study
 from analysis.stats import ROPE
 from analysis.tables import FORMATS, Comparison, caption, compare, render, render_by_method, sentence, shown
-from guided.cli import INCOMPLETE, OK, WRONG, add_common, program
+from guided.cli import INCOMPLETE, OK, add_common, guarded, program
 from sweeps import schema
 
 if TYPE_CHECKING:
@@ -79,53 +79,54 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     given = parser().parse_args(arguments)
-    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
-    name = Path(given.name).stem if given.name.endswith((".yaml", ".yml")) else given.name
-    try:
-        uri = given.uri or default_uri(given.out)
-        if given.command == "across":
-            sys.stdout.write(render_across(across(uri, name), given.format))
-            return OK
-        study = load_study(uri, name, given.study)
-        if given.command == "claims":
-            from analysis.claims import render_claims, verdicts  # with scikit-learn, slow to import
+    return guarded(lambda: _answer(given), debug=given.debug, also=(MlflowException,))
 
-            sys.stdout.write(render_claims(study, verdicts(study, uri, given.rope), given.format, given.rope))
-            return OK if study.complete else INCOMPLETE
-        if given.command == "patients":
-            sys.stdout.write(render_patients(study, next_patient(study, uri), given.format))
-            return OK if study.complete else INCOMPLETE
+
+def _answer(given: argparse.Namespace) -> int:
+    name = Path(given.name).stem if given.name.endswith((".yaml", ".yml")) else given.name
+    uri = given.uri or default_uri(given.out)
+    if given.command == "across":
+        sys.stdout.write(render_across(across(uri, name), given.format))
+        return OK
+    study = load_study(uri, name, given.study)
+    if given.command == "claims":
+        from analysis.claims import render_claims, verdicts  # with scikit-learn, slow to import
+
+        sys.stdout.write(render_claims(study, verdicts(study, uri, given.rope), given.format, given.rope))
+    elif given.command == "patients":
+        sys.stdout.write(render_patients(study, next_patient(study, uri), given.format))
+    else:
         comparison = compare(study, given.rope)
-        if given.command == "table" and (given.axis or given.of != "comparison"):
+        if given.command == "report":
+            _report(comparison, uri, given.out.absolute() / "reports" / name)
+        elif given.axis or given.of != "comparison":
             table = "axis" if given.axis else given.of
             sys.stdout.write(render_details(comparison, table, given.format, given.axis or ""))
-        elif given.command == "table":
-            sys.stdout.write((render_by_method if given.by_method else render)(comparison, given.format))
         else:
-            _print(comparison, console)
-            # With matplotlib and scikit-learn, slow to import.
-            from analysis.artifacts import attach
-            from analysis.report import write_report
-
-            folder = given.out.absolute() / "reports" / name
-            stability, evidence, claims, lacking = _cells(comparison, uri)
-            # A judgement's report shows what the choice was made from, too.
-            searched = compare(load_study(uri, name, study.judges), given.rope) if study.judges else None
-            page = write_report(comparison, folder, stability, evidence, claims, searched=searched)
-            if lacking is not None:
-                told = f"the report has no figures of cells ({escape(lacking)})"
-                console.print(f"[yellow]note[/yellow] {told}", soft_wrap=True)
-            problem = attach(uri, study, folder)
-            console.print(f"[dim]report  {page}[/dim]", soft_wrap=True)
-            if problem is not None:
-                told = f"the report is not attached to the study in MLflow ({escape(problem)})"
-                console.print(f"[yellow]note[/yellow] {told}", soft_wrap=True)
-    except (ValueError, OSError, MlflowException) as error:
-        if given.debug:
-            raise
-        errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-        return WRONG
+            sys.stdout.write((render_by_method if given.by_method else render)(comparison, given.format))
     return OK if study.complete else INCOMPLETE
+
+
+def _report(comparison: Comparison, uri: str, folder: Path) -> None:
+    """Print the table, write the report into `folder` and attach it to the study."""
+    console, study = Console(highlight=False), comparison.study
+    _print(comparison, console)
+    # With matplotlib and scikit-learn, slow to import.
+    from analysis.artifacts import attach
+    from analysis.report import write_report
+
+    stability, evidence, claims, lacking = _cells(comparison, uri)
+    # A judgement's report shows what the choice was made from, too.
+    searched = compare(load_study(uri, study.sweep, study.judges), comparison.rope) if study.judges else None
+    page = write_report(comparison, folder, stability, evidence, claims, searched=searched)
+    if lacking is not None:
+        told = f"the report has no figures of cells ({escape(lacking)})"
+        console.print(f"[yellow]note[/yellow] {told}", soft_wrap=True)
+    problem = attach(uri, study, folder)
+    console.print(f"[dim]report  {page}[/dim]", soft_wrap=True)
+    if problem is not None:
+        told = f"the report is not attached to the study in MLflow ({escape(problem)})"
+        console.print(f"[yellow]note[/yellow] {told}", soft_wrap=True)
 
 
 Cells = tuple[pd.DataFrame | None, "Evidence | None", pd.DataFrame | None, str | None]

@@ -228,14 +228,26 @@ def _run_locked(study: Study, uri: str | None, console: Console, retry_failed: b
         tracking.start()
     done = records.read_all(list(runs))
     tracking.finish(done)
-    for run_id in done:
-        records.drop_checkpoint(run_id)
     if done.keys() == runs.keys():
         shutil.rmtree(study.warmups, ignore_errors=True)
+    return _outcome(study, runs, done, tracking, hindered)
+
+
+def _outcome(
+    study: Study,
+    wanted: dict[str, FoldRun],
+    done: dict[str, Record],
+    tracking: TrackingThread,
+    hindered: dict[str, str],
+) -> Outcome:
+    """How the fold runs `wanted` ended; frees the checkpoints of those that are recorded."""
+    records = Records(study.out)
+    for run_id in done:
+        records.drop_checkpoint(run_id)
     return Outcome(
         records=done,
-        absent=[run for run_id, run in runs.items() if run_id not in done],
-        failed=[run for run_id, run in runs.items() if run_id in done and done[run_id].status in BROKEN],
+        absent=[run for run_id, run in wanted.items() if run_id not in done],
+        failed=[run for run_id, run in wanted.items() if run_id in done and done[run_id].status in BROKEN],
         unwritten=tracking.failure,
         hindered=hindered,
         limit=limit_reached(study.sweep, done.values()),
@@ -492,19 +504,10 @@ class _SearchRun:
         tracking.finish(
             done, {standing.variant.label for standing in self.search.ranking() if standing.end in GIVEN_UP}
         )
-        for run_id in done:
-            self._records.drop_checkpoint(run_id)
         if self.search.done:
             shutil.rmtree(self.study.warmups, ignore_errors=True)
         wanted = {self._runs[key].id: self._runs[key] for key in self.search.started()}
-        return Outcome(
-            records=done,
-            absent=[run for run_id, run in wanted.items() if run_id not in done],
-            failed=[run for run_id, run in wanted.items() if run_id in done and done[run_id].status in BROKEN],
-            unwritten=tracking.failure,
-            hindered=self.hindered,
-            limit=limit_reached(self.study.sweep, done.values()),
-        )
+        return _outcome(self.study, wanted, done, tracking, self.hindered)
 
 
 def _blocks(study: Study) -> list[Block]:

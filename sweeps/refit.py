@@ -10,7 +10,6 @@ import shutil
 import statistics
 from collections.abc import Generator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from guided.model import Calibration, GuidedModel, HeldOut, calibrate, load_mode
 from guided.train import Epoch, fit_all
 from sweeps import schema
 from sweeps.records import Record, Records
-from sweeps.spec import Variant
+from sweeps.spec import Variant, did_you_mean
 from sweeps.study import Study, read_study
 
 
@@ -147,10 +146,9 @@ def plan_refit(study: Study, label: str) -> Refit:
     """
     variants = {variant.label: variant for variant in study.sweep.variants}
     if label not in variants:
-        near = get_close_matches(label, variants, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"sweep {study.sweep.name!r} has no variant {label!r}{hint} (there are: {', '.join(variants)})"
+            f"sweep {study.sweep.name!r} has no variant {label!r}{did_you_mean(label, variants)} "
+            f"(there are: {', '.join(variants)})"
         )
     variant, runs = variants[label], study.runs_of(variants[label])
     records = Records(study.out).read_all([run.id for run in runs])

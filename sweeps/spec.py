@@ -266,9 +266,7 @@ def find_sweep(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    raise SpecError(
-        f"sweep {name!r}", [f"is neither a file nor one of: {', '.join(known)}{_did_you_mean(name, known)}"]
-    )
+    raise SpecError(f"sweep {name!r}", [f"is neither a file nor one of: {', '.join(known)}{did_you_mean(name, known)}"])
 
 
 TEMPLATE = """# What should this sweep answer? Say it in one sentence; the table and the report begin with it.
@@ -330,7 +328,7 @@ def load_sweep(
     path = find_sweep(name)
     raw = _extended(path)
     problems = [
-        f"unknown key {str(key)!r}{_did_you_mean(str(key), SweepFile.model_fields)}"
+        f"unknown key {str(key)!r}{did_you_mean(str(key), SweepFile.model_fields)}"
         for key in raw
         if key not in SweepFile.model_fields
     ]
@@ -469,7 +467,7 @@ def _rows(file: SweepFile) -> Iterator[tuple[str, dict[str, Any], bool]]:
 
 def _no_baseline(file: SweepFile) -> str:
     if file.variants:
-        return f"baseline {file.baseline!r} is not among the variants: {', '.join(file.variants)}" + _did_you_mean(
+        return f"baseline {file.baseline!r} is not among the variants: {', '.join(file.variants)}" + did_you_mean(
             str(file.baseline), file.variants
         )
     options = ", ".join(f"{key}: {list(values)}" for key, values in file.vary.items())
@@ -488,7 +486,7 @@ def _shown(value: Any) -> str:
 def _load_preset(name: str) -> Preset:
     available = sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if name not in available:
-        raise SpecError(f"preset {name!r}", [f"is not one of: {', '.join(available)}{_did_you_mean(name, available)}"])
+        raise SpecError(f"preset {name!r}", [f"is not one of: {', '.join(available)}{did_you_mean(name, available)}"])
     return _validate(Preset, _read_yaml(PRESETS / f"{name}.yaml"))
 
 
@@ -627,7 +625,7 @@ def _search_problems(file: SweepFile, settings: Mapping[str, Any]) -> Iterator[s
     known = list(dict.fromkeys(key for loss in loss_names() for key in config_keys(loss)))
     for key in file.space:
         if key not in known:
-            yield f"space: unknown key {key!r}{_did_you_mean(key, known)}"
+            yield f"space: unknown key {key!r}{did_you_mean(key, known)}"
     yield from space_problems(file.space)
     metrics = [objective.metric for objective in file.search.objectives]
     if repeated := [metric for at, metric in enumerate(metrics) if metric in metrics[:at]]:
@@ -636,7 +634,7 @@ def _search_problems(file: SweepFile, settings: Mapping[str, Any]) -> Iterator[s
         if objective.metric not in OBJECTIVES:
             yield (
                 f"search.objectives: {objective.metric!r} is not one of {', '.join(OBJECTIVES)}"
-                f"{_did_you_mean(objective.metric, OBJECTIVES)}"
+                f"{did_you_mean(objective.metric, OBJECTIVES)}"
             )
 
 
@@ -654,7 +652,7 @@ def _config(
     known = config_keys(name)
     if not known:
         problems.append(
-            f"loss.name: {name!r} is not one of {', '.join(loss_names())}{_did_you_mean(name, loss_names())}"
+            f"loss.name: {name!r} is not one of {', '.join(loss_names())}{did_you_mean(name, loss_names())}"
         )
         return None
     for key in merged.keys() - set(known):
@@ -662,7 +660,7 @@ def _config(
         if elsewhere:
             problems.append(f"{key!r} is an option of loss {', '.join(elsewhere)}, not of {name}")
         else:
-            problems.append(f"unknown key {key!r}{_did_you_mean(key, known)}")
+            problems.append(f"unknown key {key!r}{did_you_mean(key, known)}")
     weights = merged.get("backbone.weights", "none")
     if weights not in ("none", "torchvision") and isinstance(weights, str):
         merged["backbone.weights"] = str(Path(weights).absolute())  # Tune's workers stand in folders of their own
@@ -674,7 +672,7 @@ def _checked(model: type[Any], values: Mapping[str, Any], prefix: str, problems:
     unknown = [key for key in values if key not in model.model_fields]
     for key in unknown:
         problems.append(
-            f"unknown key {prefix + key!r}{_did_you_mean(prefix + key, [prefix + f for f in model.model_fields])}"
+            f"unknown key {prefix + key!r}{did_you_mean(prefix + key, [prefix + f for f in model.model_fields])}"
         )
     try:
         return _validate(model, {key: value for key, value in values.items() if key not in unknown})
@@ -755,6 +753,7 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _did_you_mean(word: str, options: Iterable[str]) -> str:
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """The end of a refusal: the nearest of `options`, or nothing where none is near."""
     near = get_close_matches(word, list(options), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -32,6 +32,16 @@ def marrow(cache: Path) -> Dataset:
 
 
 @pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow store, to be copied: making one from nothing takes seconds."""
+    from mlflow import MlflowClient  # slow to import, and most tests need none
+
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="session")
 def quick() -> Config:
     """A variant that trains in seconds and passes through warm-up, growth and refresh."""
     return Config.model_validate_json(
