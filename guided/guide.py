@@ -117,6 +117,8 @@ def read_drawing(path: Path) -> Drawing:
         raise ValueError(f"guide file {path} needs a mapping `classes: {{label: {{x: …, y: …}}}}`")
     labels, points, lineages, stages = [], [], [], []
     for label, entry in content["classes"].items():
+        if not str(label).strip():
+            raise ValueError(f"guide file {path}: class {label!r} has no name; give the label of its cells")
         x, y, lineage, stage = _entry(path, label, entry)
         labels.append(str(label))
         points.append((x, y))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -151,12 +151,21 @@ guides = st.fixed_dictionaries(
 def refused_or_fine(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     code, out, err = run(capsys, *arguments)
     assert code in (0, 2) and "Traceback" not in out + err
-    assert (code == 2) == (err.startswith("error: ") or "refused" in out or "wrong" in out), (code, out, err)
+    told = out.replace("nothing is wrong with it", "")
+    assert (code == 2) == (err.startswith("error: ") or "refused" in told or "wrong" in told), (code, out, err)
     return out + err
+
+
+def test_a_class_without_a_name_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "g.yaml").write_text("classes: {'': {x: 1, y: 0}, a: {x: 0, y: 1}}")
+    code, _, err = run(capsys, "guide", "check", "g.yaml")
+    assert code == 2 and "g.yaml: class '' has no name" in err
 
 
 @few
 @given(guides)
+@example({"classes": {"": {"x": 1.0, "y": 0.0}, "0": {"x": 0.0, "y": 1.0}}})
+@example({"classes": {"a": {"x": 1.0, "y": 0.0}, "0": {"x": 0.0, "y": 1.0}}})
 def test_any_guide_is_checked_drawn_or_refused_with_the_class(
     here: Path, capsys: pytest.CaptureFixture[str], content: dict
 ) -> None:
