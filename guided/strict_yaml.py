@@ -31,4 +31,9 @@ _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _map
 def read_yaml(path: Path) -> Any:
     """Content of a YAML file, plain values only. Raises OSError, UnicodeDecodeError or yaml.YAMLError, the last for a
     key that stands twice as well."""
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    return parse_yaml(path.read_text(encoding="utf-8"))
+
+
+def parse_yaml(text: str) -> Any:
+    """Content of YAML text, plain values only. Raises yaml.YAMLError as `read_yaml` does."""
+    return yaml.load(text, Loader=_UniqueKeys)

@@ -52,6 +52,7 @@ def sleeping(seconds: float, test_rows: np.ndarray, classes: int) -> Generator[E
         predicted=np.zeros(cells, dtype=np.int64),
         scores=np.zeros((cells, classes), dtype=np.float32),
         embedding=np.zeros((cells, 4), dtype=np.float16),
+        anchors=np.zeros((classes, 4), dtype=np.float32),
         guide=None,
     )
 
