@@ -128,6 +128,11 @@ class Grid:
         return sum(course.seconds for course in self.courses.values())
 
     @cached_property
+    def epochs(self) -> int:
+        """Trained in the whole grid. A cost in epochs does not hang on how busy the machine was while it recorded."""
+        return sum(len(course.epochs) for course in self.courses.values())
+
+    @cached_property
     def best(self) -> str:
         """Config id with the best mean among the judged scores."""
         return max(self.judged, key=lambda config: float(np.mean(self.judged[config])))
@@ -213,6 +218,7 @@ class Replayed:
     """What one replay cost and chose."""
 
     seconds: float  # of all workers together
+    epochs: int  # trained
     makespan: float
     variants: int  # asked
     fold_runs: int  # started
@@ -223,7 +229,7 @@ def replay(grid: Grid, settings: SearchSettings, workers: int) -> Replayed:
     """One search over the grid with `workers` simulated workers; the settings' seed decides order and asks."""
     space = ListedSpace(grid.variants)
     search = Search(space, grid.blocks, settings, space.resolve)
-    free, now, spent, started = workers, 0.0, 0.0, 0
+    free, now, spent, epochs, started = workers, 0.0, 0.0, 0, 0
     order = itertools.count()  # of two events at the same time the one planned first comes first
     events: list[tuple[float, int, Key, int]] = []
     while True:
@@ -235,6 +241,7 @@ def replay(grid: Grid, settings: SearchSettings, workers: int) -> Replayed:
         then, _, key, epoch = heapq.heappop(events)
         course = grid.courses[key]
         spent += _lasts(grid, key, epoch)
+        epochs += epoch < len(course.epochs)
         now = then
         end: End | None = None
         if epoch >= len(course.epochs):
@@ -247,7 +254,7 @@ def replay(grid: Grid, settings: SearchSettings, workers: int) -> Replayed:
             search.ended(key, end)
             free += 1
     best = search.front()
-    return Replayed(spent, now, len(search.variants()), started, best[0].variant.config.id if best else None)
+    return Replayed(spent, epochs, now, len(search.variants()), started, best[0].variant.config.id if best else None)
 
 
 def _lasts(grid: Grid, key: Key, epoch: int) -> float:
@@ -257,12 +264,13 @@ def _lasts(grid: Grid, key: Key, epoch: int) -> float:
 
 @dataclass(frozen=True)
 class Summary:
-    """A strategy over many replays. Shares lie between 0 and 1; `cost` is that of the full grid."""
+    """A strategy over many replays. Shares lie between 0 and 1; `cost` and `epochs` are of the full grid's."""
 
     strategy: str
     replays: int
-    cost: float
+    cost: float  # seconds of all workers
     cost_worst: float  # 95th percentile
+    epochs: float
     makespan: float  # mean, seconds
     grid_makespan: float  # of the full grid on as many workers
     within: float  # choice within one standard error of the best
@@ -282,6 +290,7 @@ def summarise(grid: Grid, name: str, runs: Sequence[Replayed], grid_makespan: fl
         replays=len(runs),
         cost=float(costs.mean()),
         cost_worst=float(np.quantile(costs, 0.95)),
+        epochs=float(np.mean([run.epochs for run in runs])) / grid.epochs,
         makespan=float(np.mean([run.makespan for run in runs])),
         grid_makespan=grid_makespan,
         within=sum(map(grid.within_one_error, sound)) / len(runs),
@@ -322,10 +331,10 @@ def compare(grid: Grid, strategies: Sequence[str], workers: int, repeats: int) -
 
 
 def show(rows: Sequence[Summary], workers: int, console: Console) -> None:
-    """Print the comparison as a table: cost as a share of the full grid's time (mean and 95th percentile of replays),
-    makespan on so many workers, and how often the choice lies within one standard error of the best."""
+    """Print the comparison as a table: cost as a share of the full grid's time (mean and 95th percentile of replays)
+    and of its epochs, makespan on so many workers, how often the choice lies within one standard error of the best."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("replays", "cost", "95 %", f"on {workers}", "within 1 SE", "paired", "best", "regret"):
+    for name in ("replays", "cost", "95 %", "epochs", f"on {workers}", "within 1 SE", "paired", "best", "regret"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("strategy", overflow="fold")
     for row in rows:
@@ -333,6 +342,7 @@ def show(rows: Sequence[Summary], workers: int, console: Console) -> None:
             str(row.replays),
             f"{row.cost:.1%}",
             f"{row.cost_worst:.1%}",
+            f"{row.epochs:.1%}",
             duration(row.makespan),
             f"{row.within:.1%}",
             f"{row.within_paired:.1%}",
@@ -361,4 +371,4 @@ def full_grid(grid: Grid, workers: int) -> Replayed:
         if all(end.status == "finished" for end in ends):
             means[variant.config.id] = float(np.mean([end.values[0] for end in ends]))
     chosen = max(means, key=lambda config: means[config]) if means else None
-    return Replayed(grid.seconds, max(free), len(grid.variants), len(grid.courses), chosen)
+    return Replayed(grid.seconds, grid.epochs, max(free), len(grid.variants), len(grid.courses), chosen)

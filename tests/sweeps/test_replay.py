@@ -61,7 +61,7 @@ def outcomes(settings: SearchSettings, workers: int) -> set[tuple[float, float, 
 def test_the_full_grid_costs_its_seconds() -> None:
     assert GRID.seconds == 40
     run = full_grid(GRID, 1)
-    assert (run.seconds, run.makespan, run.fold_runs) == (40, 40, 4)
+    assert (run.seconds, run.epochs, run.makespan, run.fold_runs) == (40, 8, 40, 4)
     # Means of .6 and .7 on the seed the strategy sees: chosen is the one that is worse on the other seed.
     assert run.chosen == QUICK.config.id
     # Two workers, A of both and then B of both: 10 | 5, then B of the slow one from 5 to 25.
@@ -98,6 +98,7 @@ def test_the_summary_counts_what_the_judge_says() -> None:
     assert 0 < right < 12
     assert told.within == told.within_paired == told.best == right / 12
     assert told.cost == pytest.approx((35 * right + 40 * (12 - right)) / 12 / 40)
+    assert told.epochs == pytest.approx((6 * right + 8 * (12 - right)) / 12 / 8)  # a fold run of two epochs is saved
     assert told.regret == pytest.approx(0.15 * (12 - right) / 12)
 
 
