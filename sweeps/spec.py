@@ -91,8 +91,16 @@ class Asha(Strict):
     eta: Annotated[int, Field(ge=2)] = 3
 
 
+WARM_NONE, WARM_EVERYTHING = "none", "everything"
+
+
 class SearchSettings(Strict):
-    """The `search` block of a sweep file."""
+    """The `search` block of a sweep file.
+
+    `warm_start` names the studies whose variants compete from the start where they are of this space and recorded on
+    every fold run of the search: those of a sweep, one (its folder under OUT/studies), `everything` under OUT, or
+    `none`. It is looked at until the first variant is asked for.
+    """
 
     sampler: Literal["tpe", "random", "qmc", "cmaes"] = "tpe"
     variants: Annotated[int, Field(ge=1)] = 48
@@ -102,6 +110,7 @@ class SearchSettings(Strict):
         Objective(metric="best/val_f1_macro", direction="maximize"),
     )
     stop: Annotated[NoStop | Racing | Asha, Field(discriminator="rule")] = Asha()
+    warm_start: str = WARM_NONE
 
 
 class SweepFile(Strict):
@@ -434,7 +443,7 @@ def _searched(sweep: Sweep, file: SweepFile, made: Make, problems: list[str]) ->
             raise SpecError(label(values), told)
         return first if variant.config.id == first.config.id else variant
 
-    settings = file.search.model_dump(mode="json", exclude={"variants"})
+    settings = file.search.model_dump(mode="json", exclude={"variants", "warm_start"})
     shared = {
         key: value
         for key, value in flat(first.config.model_dump(mode="json")).items()

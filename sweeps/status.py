@@ -109,7 +109,7 @@ class Status:
 
 def _mark_given_up(log: list[dict[str, Any]], study: Study, variants: list[dict[str, Any]]) -> None:
     """Say of the fold runs that a search will not train any more why it will not."""
-    asked = {line["number"]: line["config"] for line in log if line["event"] == "ask"}
+    asked = {line["number"]: line["config"] for line in log if line["event"] in ("ask", "warm")}
     ends = {asked[line["number"]]: line for line in log if line["event"] == "told"}
     for variant, shown in zip(study.sweep.variants, variants, strict=True):
         end = ends.get(variant.config.id)

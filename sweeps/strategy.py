@@ -16,6 +16,9 @@ is keyed by (config id, partition, fold, seed). What Optuna hears of a variant, 
 A diverged variant is told the worst value, because a sampler that ignores it would ask its neighbours again; a failed
 one is ignored, because a fault of the machine says nothing of the values.
 
+**Warm start.** A variant that another study has recorded on every block stands in the log as `warm`, with that study,
+before the first ask. It is finished from the start, teaches the sampler, races with the others and may win.
+
 **Restart.** Every decision goes to a log before it takes effect. The state is a function of the log, the ends (the
 records) and the curves of fold runs under way (the checkpoints): a search made from the same three decides the same.
 A sampler is made anew for each ask, seeded by (seed, number of the ask), so nothing of a random state is kept.
@@ -94,6 +97,7 @@ class Standing:
     score: float | None
     told: tuple[float, ...]
     why: str
+    source: str = ""  # of a warm start: the study that recorded it
 
 
 @dataclass
@@ -110,6 +114,7 @@ class _Asked:
     told: tuple[float, ...] = ()
     why: str = ""
     verdicts: dict[Block, dict[int, bool]] = field(default_factory=dict)  # rungs passed: whether it was stopped there
+    source: str = ""  # of a warm start: the study that recorded it
 
     def key(self, block: Block) -> Key:
         return (self.config, *block)
@@ -282,7 +287,7 @@ class Search:
         self._record = record or (lambda decision: None)
         check_settings(space, len(self._blocks), settings)
         self._study = optuna.create_study(directions=self._directions, sampler=make_sampler(settings, 0))
-        self._trials: list[optuna.Trial | None] = []  # by number; None: known from elsewhere
+        self._trials: list[optuna.Trial] = []  # by number
         self._refusals = 0  # in a row
         self._refused: dict[str, Any] = {}  # the last of them
         self._asked: dict[int, _Asked] = {}
@@ -320,7 +325,7 @@ class Search:
                 if key not in self._started and key not in self._ends:
                     self._decide({"event": "start", "number": asked.number, "block": list(block)})
                     return self._start(key)
-        while len(self._asked) < self._settings.variants and not self._spent:
+        while len(self._own) < self._settings.variants and not self._spent:
             if self._ask():
                 return self.next()
         return None
@@ -333,7 +338,7 @@ class Search:
     @property
     def done(self) -> bool:
         """Whether every variant has its end and nothing runs. True only after `next` has returned None."""
-        return not self._running and not self._open and (self._spent or len(self._asked) >= self._settings.variants)
+        return not self._running and not self._open and (self._spent or len(self._own) >= self._settings.variants)
 
     def epoch(self, key: Key, epoch: int, score: float) -> str | None:
         """A fold run has ended an epoch (from 0) with that validation score; returns why it shall stop now, or None.
@@ -365,9 +370,28 @@ class Search:
         self._curves.pop(key, None)
         self._settle()
 
-    def warm_start(self, values: Mapping[str, Any], told: Sequence[float]) -> None:
-        """Tell the sampler of a variant recorded elsewhere: its values and its objectives. Before the first ask."""
-        self._decide({"event": "warm", "values": dict(values), "told": list(told)})
+    def warm_start(self, values: dict[str, Any], source: str, ends: Mapping[Key, End]) -> None:
+        """Take in a variant that `source` has recorded on every block, with the ends of its fold runs. It competes like
+        any other and teaches the sampler, and is none of the `variants` that the search asks for.
+
+        Raises ValueError after the first ask, and for a variant known already.
+        """
+        variant, refused = self._variant(values)
+        if self.begun or variant is None:
+            raise ValueError(f"{source} cannot start the search with {values}: {refused or 'it has begun'}")
+        self._ends |= ends
+        number, config = len(self._trials), variant.config.id
+        self._decide({"event": "warm", "number": number, "values": values, "config": config, "source": source})
+        self._settle()
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was asked."""
+        return bool(self._own or self._refusals)
+
+    def knows(self, config: str) -> bool:
+        """Whether the variant with that configuration id competes."""
+        return config in self._numbers
 
     def ranking(self) -> list[Standing]:
         """Every variant asked: the finished ones by the mean of the first objective, best first, then the others by
@@ -402,6 +426,11 @@ class Search:
 
     # --- decisions --------------------------------------------------------------------------------------------------
 
+    @property
+    def _own(self) -> list[int]:
+        """Numbers of the variants that the search asked for itself."""
+        return [number for number, asked in self._asked.items() if not asked.source]
+
     def _of(self, key: Key) -> _Asked:
         if key[0] not in self._numbers:
             raise ValueError(f"the search never asked for fold run {key}")
@@ -410,7 +439,17 @@ class Search:
     def _standing(self, asked: _Asked) -> Standing:
         scores = list(self._scores(asked).values())
         score = float(np.mean(scores)) if scores else None
-        return Standing(asked.number, asked.variant, asked.values, asked.end, len(scores), score, asked.told, asked.why)
+        return Standing(
+            number=asked.number,
+            variant=asked.variant,
+            values=asked.values,
+            end=asked.end,
+            blocks=len(scores),
+            score=score,
+            told=asked.told,
+            why=asked.why,
+            source=asked.source,
+        )
 
     def _scores(self, asked: _Asked) -> dict[Block, float]:
         """First objective of the finished blocks."""
@@ -436,10 +475,8 @@ class Search:
                 self._again(decision)
             self._enter(decision)
         elif event == "warm":
-            params, distributions = self._space.as_trial(decision["values"])
-            told = optuna.create_trial(params=params, distributions=distributions, values=decision["told"])
-            self._study.add_trial(told)
-            self._trials.append(None)
+            self._again(decision)
+            self._enter({**decision, "refused": ""})
         elif event == "start":
             self._started[self._asked[decision["number"]].key(tuple(decision["block"]))] = None
         elif event == "cleared":
@@ -457,7 +494,7 @@ class Search:
     def _ask(self) -> bool:
         """Ask Optuna once; returns whether a variant came of it."""
         number = len(self._trials)
-        chosen = None if self._asked or self._refusals else self._first
+        chosen = None if self.begun or self._first is None or self._variant(self._first)[0] is None else self._first
         if self._refusals and self._listed is not None:
             rest = self._rest()
             chosen = self._nearest(rest, number) if rest else None
@@ -526,7 +563,7 @@ class Search:
                 "the sweep file or the code has changed; give the changed sweep another name"
             )
         cleared = self._racing.first if self._racing else len(self._blocks)
-        asked = _Asked(number, variant, decision["config"], values, trial, cleared)
+        asked = _Asked(number, variant, decision["config"], values, trial, cleared, source=decision.get("source", ""))
         self._asked[number] = self._open[number] = asked
         self._numbers[asked.config] = number
 
