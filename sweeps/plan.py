@@ -17,7 +17,7 @@ from sweeps.board import duration
 from sweeps.budget import exhausted, spent
 from sweeps.records import Record, Records
 from sweeps.space import Space
-from sweeps.spec import WARM_NONE, flat
+from sweeps.spec import CORNERS, WARM_NONE, flat
 from sweeps.strategy import check_settings
 from sweeps.study import Study, disk_report, read_study
 from sweeps.warm import recorded_variants
@@ -39,6 +39,7 @@ def plan_of(study: Study) -> dict[str, Any]:
     holds), spent (work without a record included), limit, notes.
     """
     sweep, data, records = study.sweep, study.data, Records(study.out)
+    notes = [*data.notes, *study.warnings()]
     first = sweep.variants[0].config
     folds = first.folds.number * len(sweep.partitions)
     search, asked = sweep.search, study
@@ -48,6 +49,11 @@ def plan_of(study: Study) -> dict[str, Any]:
         planned *= search.settings.variants
         if (study.folder / "study.json").exists():
             asked = read_study(study.folder)
+        if search.corners_left:
+            notes.append(
+                f"the space has more than {CORNERS} combinations of its listed values and ends: they were tried two at "
+                "a time around the baseline; one that three of them make impossible is found when it is asked for"
+            )
     warm, waiting = _warm(study)
     counted = [run.id for run in asked.fold_runs if run.config.id not in warm]
     own = [run_id for run_id in counted if records.has(run_id)]
@@ -115,7 +121,7 @@ def plan_of(study: Study) -> dict[str, Any]:
         "spent": {"worker_hours": cost.worker_hours, "gpu_hours": cost.gpu_hours, "money": cost.money},
         "budget": sweep.budget.model_dump(mode="json", exclude_none=True),
         "limit": exhausted(sweep.budget, sweep.max_failures, cost),
-        "notes": [*data.notes, *study.warnings()],
+        "notes": notes,
     }
 
 
