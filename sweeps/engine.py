@@ -7,7 +7,7 @@ import pickle
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from sweeps.lock import driver_lock
 from sweeps.records import BROKEN, FoldRun, Record, Records
 from sweeps.searcher import FoldRunSearcher
 from sweeps.spec import SearchPlan, SpecError, Sweep, Variant
-from sweeps.strategy import Block, End, Job, Key, Search, end_of
+from sweeps.strategy import Block, Decision, End, Job, Key, Search, end_of
 from sweeps.study import Study
 from sweeps.tracking import TrackingThread
 from sweeps.warm import recorded_variants
@@ -228,8 +228,8 @@ def _run_locked(study: Study, uri: str | None, console: Console, retry_failed: b
     _check_writable(study)
     study.write()
     done = records.read_all(list(runs))
-    if retry_failed:
-        _set_broken_aside(records, done)
+    # What a search stopped is no result here: it is trained to its end.
+    _set_aside(records, done, ("stopped", *(BROKEN if retry_failed else ())))
     limit = limit_reached(study.sweep, records, runs, done)
     missing = [run_id for run_id in runs if run_id not in done]
     if study.sweep.budget.fold_runs is not None:
@@ -279,9 +279,9 @@ def _outcome(
     )
 
 
-def _set_broken_aside(records: Records, done: dict[str, Record]) -> None:
-    """Take what failed or diverged out of `done`, and its record out of the way, so that it is tried again."""
-    for run_id in [run_id for run_id, record in done.items() if record.status in BROKEN]:
+def _set_aside(records: Records, done: dict[str, Record], statuses: Collection[str]) -> None:
+    """Take what ended so out of `done`, and its record out of the way, so that it is tried again."""
+    for run_id in [run_id for run_id, record in done.items() if record.status in statuses]:
         records.set_aside(run_id)
         records.drop_checkpoint(run_id)  # its attempts stand in the record; the next ones are the next record's
         del done[run_id]
@@ -409,7 +409,10 @@ class _SearchRun:
         self.study.write()
         done = self._records.read_all([run.id for run in self._runs.values()])
         if retry_failed:
-            _set_broken_aside(self._records, done)
+            _set_aside(self._records, done, BROKEN)
+        for run_id in self._stopped_elsewhere(log, done):
+            self._records.set_aside(run_id)
+            del done[run_id]
         self.done = done
         self.search = Search(
             plan.space,
@@ -424,6 +427,22 @@ class _SearchRun:
         )
         if not self.search.begun:
             self._warm_start()
+
+    def _stopped_elsewhere(self, log: Iterable[Decision], done: Mapping[str, Record]) -> list[str]:
+        """Fold runs that another search stopped and this one has not: here they are trained to their end."""
+        ours = {decision["number"] for decision in log if decision["event"] == "told" and decision["end"] == "stopped"}
+        configs = {decision["config"] for decision in log if decision["event"] == "ask" and decision["number"] in ours}
+        stopped = {run_id for run_id, record in done.items() if record.status == "stopped"}
+        return [run.id for key, run in self._runs.items() if run.id in stopped and key[0] not in configs]
+
+    def recorded(self, job: Job) -> Record | None:
+        """The record that a fold run about to start has already; one that another search stopped is set aside."""
+        run = self._runs[job.key]
+        record = self._records.read(run.id)
+        if record is not None and record.status == "stopped" and self.search.halted(job.key) is None:
+            self._records.set_aside(run.id)
+            return None
+        return record
 
     def _warm_start(self) -> None:
         """Let what other studies have recorded compete. The first driver may have been killed on the way."""
@@ -493,8 +512,7 @@ class _SearchRun:
                     board.grow(self.study)
                     tracking.grow(self.study)
                     watcher.grow({run.id: run for run in self._runs.values()})
-                run = self._runs[job.key]
-                record = self._records.read(run.id)
+                run, record = self._runs[job.key], self.recorded(job)
                 if record is not None:
                     watcher.ended(run.id)  # by another sweep of this OUT; it counts here too
                     return end_of(record, self._objectives)

@@ -263,7 +263,8 @@ class Records:
         spans = [] if self.has(run_id) else attempt_spans(attempts_in(self.checkpoint(run_id)))
         attempt = 1
         while (aside := self.folder / f"{run_id}.attempt{attempt}").exists():
-            spans += record_spans(self._read(aside, run_id))
+            record = self._read(aside, run_id)
+            spans += record_spans(record) if record.status in BROKEN else []  # what a search stopped is that search's
             attempt += 1
         return spans
 

@@ -152,6 +152,29 @@ def test_a_warm_start_takes_no_fold_run_of_another_kind(study: Study, monkeypatc
         recorded_variants(study, warmed(study, "everything"))
 
 
+def test_what_another_search_stopped_is_trained_to_its_end(study: Study) -> None:
+    plan = study.sweep.search
+    assert plan is not None
+    records, run = Records(study.out), _SearchRun(study, plan, False)
+    jobs = [run.search.next() for _ in range(2)]
+    for job, status in zip(jobs, ("stopped", "finished"), strict=True):
+        assert job is not None
+        run._grow(job.variant)
+        metrics = {schema.BEST_VAL_F1: 0.5} if status == "finished" else {}
+        records.write(run._runs[job.key], status, reason="it is behind", metrics=metrics)  # type: ignore[arg-type]
+    first, second = jobs
+    assert first is not None and second is not None
+    again = _SearchRun(study, plan, False)  # killed behind the start of both
+    assert [record.status for record in again.done.values()] == ["finished"]
+    resumed = again.search.next()
+    assert resumed is not None and resumed.key == first.key and again.recorded(first) is None
+    # Found when it is about to start.
+    records.write(again._runs[first.key], "stopped", reason="it is behind")
+    assert again.recorded(first) is None and not records.has(again._runs[first.key].id)
+    assert records.beside_of(again._runs[first.key].id) == [], "its cost is the other search's"
+    assert again.recorded(second) is not None
+
+
 Fake = Callable[..., Searched]
 
 
