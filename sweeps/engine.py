@@ -31,9 +31,10 @@ from sweeps.board import Board
 from sweeps.budget import Ledger, exhausted
 from sweeps.lock import driver_lock
 from sweeps.records import BROKEN, FoldRun, Record, Records
+from sweeps.rules import Block
 from sweeps.searcher import FoldRunSearcher
 from sweeps.spec import SearchPlan, SpecError, Sweep, Variant
-from sweeps.strategy import Block, Decision, End, Job, Key, Search, end_of
+from sweeps.strategy import Decision, End, Job, Key, Search, end_of
 from sweeps.study import Study
 from sweeps.tracking import TrackingThread
 from sweeps.warm import recorded_variants

@@ -16,9 +16,9 @@ from sweeps.asked import ASKED, read_log
 from sweeps.board import duration
 from sweeps.budget import exhausted, spent
 from sweeps.records import Record, Records
+from sweeps.rules import check_settings
 from sweeps.space import Space
 from sweeps.spec import CORNERS, WARM_NONE, flat
-from sweeps.strategy import check_settings
 from sweeps.study import Study, disk_report, read_study
 from sweeps.warm import recorded_variants
 

@@ -20,7 +20,7 @@ from test_engine import wait_for
 from test_search import log_of, records_of, statuses
 
 from sweeps import schema
-from sweeps.strategy import adjusted
+from sweeps.rules import adjusted
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 

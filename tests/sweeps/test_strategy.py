@@ -16,19 +16,9 @@ from optuna.trial import BaseTrial, TrialState
 
 from guided.config import Config
 from sweeps.replay import ListedSpace
+from sweeps.rules import Block, adjusted, behind, goes_on, rungs, why_not_cmaes
 from sweeps.spec import SearchSettings, SpecError, Variant
-from sweeps.strategy import (
-    Block,
-    Decision,
-    End,
-    Key,
-    Search,
-    adjusted,
-    behind,
-    goes_on,
-    rungs,
-    why_not_cmaes,
-)
+from sweeps.strategy import Decision, End, Key, Search
 
 EPOCHS = 8
 BLOCKS: tuple[Block, ...] = ((0, 0, 0), (0, 1, 0), (0, 2, 0), (0, 3, 0))
