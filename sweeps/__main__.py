@@ -229,7 +229,7 @@ def _run(given: argparse.Namespace, console: Console) -> int:
     ranking = search.ranking()
     _show_ranking(search, [objective.metric for objective in settings.objectives], console)
     code = _ended(searched.study, outcome, uri, console)
-    count = len(ranking)
+    count = sum(not standing.source for standing in ranking)
     if not search.done:
         console.print(f"the search has asked for {count} of {settings.variants} variants and is not done")
         if outcome.limit and not outcome.absent:
@@ -280,7 +280,7 @@ def _show_ranking(search: Search, metrics: Sequence[str], console: Console) -> N
         cells = [*scores, *[""] * (len(metrics) - len(scores))]
         if len(metrics) > 1:
             cells.append("yes" if standing.number in front else "")
-        end = standing.end or "under way"
+        end = f"as recorded by {standing.source}" if standing.source else standing.end or "under way"
         table.add_row(str(place), *cells, str(standing.blocks), end, escape(standing.variant.label))
     console.print(table)
     if len(metrics) > 1:

@@ -15,7 +15,7 @@ ASKED = "asked.jsonl"  # in the folder of the study
 # What each decision tells.
 KEYS = {
     "ask": {"number", "values", "config", "refused"},
-    "warm": {"values", "told"},
+    "warm": {"number", "values", "config", "source"},
     "start": {"number", "block"},
     "cleared": {"number", "blocks"},
     "rung": {"number", "block", "epochs", "stop"},

@@ -6,7 +6,8 @@ import math
 import pickle
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from uuid import uuid4
 from sweeps.place import start_ray  # first: it sets what Ray reads when it is imported
 
 # isort: split
-import numpy as np
 import ray
 from ray import tune
 from ray.exceptions import RayActorError
@@ -28,15 +28,16 @@ from sweeps import schema
 from sweeps.asked import ASKED, append_to, read_log
 from sweeps.attempt import attempts_in
 from sweeps.board import Board
-from sweeps.budget import Budget, exhausted, spent
+from sweeps.budget import Ledger, exhausted
 from sweeps.lock import driver_lock
 from sweeps.records import BROKEN, FoldRun, Record, Records
+from sweeps.rules import Block
 from sweeps.searcher import FoldRunSearcher
-from sweeps.space import Space
-from sweeps.spec import SearchPlan, SpecError, Sweep, Variant, flat
-from sweeps.strategy import Block, End, Job, Key, Search, end_of
+from sweeps.spec import SearchPlan, SpecError, Sweep, Variant
+from sweeps.strategy import Decision, End, Job, Key, Search, end_of
 from sweeps.study import Study
 from sweeps.tracking import TrackingThread
+from sweeps.warm import recorded_variants
 
 # A lost worker is tried again, from the last epoch it saved.
 RETRIES = 2
@@ -73,8 +74,9 @@ class _Watcher(tune.Callback):
         board: Board,
         tracking: TrackingThread,
     ) -> None:
-        self._sweep, self._runs, self._done = sweep, runs, dict(done)
+        self._sweep, self._runs = sweep, runs
         self._records, self._board, self._tracking = records, board, tracking
+        self._ledger = _ledger(records, runs, done)
         self.limit: str | None = None  # which limit of the sweep is reached
         self.starved: dict[str, str] = {}
         self.hindered: dict[str, str] = {}
@@ -98,6 +100,9 @@ class _Watcher(tune.Callback):
             self._hinder(run_id, result["hindered"])
         elif not result.get("done"):
             self._board.epoch(run_id, result["epoch"], result["val_f1"], result["length"])
+            if self._sweep.budget.timed:
+                self._ledger.beside(run_id, self._records.beside_of(run_id))
+                self._look()
         else:
             self.ended(run_id)
 
@@ -131,7 +136,7 @@ class _Watcher(tune.Callback):
     @property
     def recorded(self) -> int:
         """How many fold runs have a record."""
-        return len(self._done)
+        return self._ledger.recorded
 
     def _hinder(self, run_id: str, reason: str) -> None:
         self.hindered[run_id] = reason
@@ -141,18 +146,39 @@ class _Watcher(tune.Callback):
         """A fold run has a record."""
         record = self._records.read(run_id)
         if record is not None:
-            self._done[run_id] = record
-            self.limit = limit_reached(self._sweep, self._done.values())
+            self._ledger.record(record)
+            self._ledger.beside(run_id, self._records.beside_of(run_id))
+            self._look()
             self._board.ended(run_id, record)
             self._tracking.put(run_id)
 
+    def _look(self) -> None:
+        self.limit = _limit(self._sweep, self._ledger)
 
-def limit_reached(sweep: Sweep, done: Iterable[Record]) -> str | None:
-    """Which limit of the sweep its records have reached, or None."""
-    if sweep.budget == Budget(price_per_hour=sweep.budget.price_per_hour) and sweep.max_failures is None:
-        return None  # without adding up thousands of records after each of them
-    cost = spent(done, sweep.resources.gpus, sweep.budget.price_per_hour)
+
+def _ledger(records: Records, runs: Iterable[str], done: Mapping[str, Record]) -> Ledger:
+    """What the fold runs of these ids have cost so far; `done` are the records they have."""
+    ledger = Ledger()
+    for record in done.values():
+        ledger.record(record)
+    for run_id, spans in records.beside(runs).items():
+        ledger.beside(run_id, spans)
+    return ledger
+
+
+def _of(runs: Mapping[str, FoldRun], done: Mapping[str, Record]) -> dict[str, Record]:
+    """The records of these fold runs."""
+    return {run_id: record for run_id, record in done.items() if run_id in runs}
+
+
+def _limit(sweep: Sweep, ledger: Ledger) -> str | None:
+    cost = ledger.spent(sweep.resources.gpus, sweep.budget.price_per_hour)
     return exhausted(sweep.budget, sweep.max_failures, cost)
+
+
+def limit_reached(sweep: Sweep, records: Records, runs: Iterable[str], done: Mapping[str, Record]) -> str | None:
+    """Which limit of the sweep its fold runs have reached, or None."""
+    return _limit(sweep, _ledger(records, runs, done))
 
 
 class _Limits(tune.Stopper):
@@ -203,9 +229,9 @@ def _run_locked(study: Study, uri: str | None, console: Console, retry_failed: b
     _check_writable(study)
     study.write()
     done = records.read_all(list(runs))
-    if retry_failed:
-        _set_broken_aside(records, done)
-    limit = limit_reached(study.sweep, done.values())
+    # What a search stopped is no result here: it is trained to its end.
+    _set_aside(records, done, ("stopped", *(BROKEN if retry_failed else ())))
+    limit = limit_reached(study.sweep, records, runs, done)
     missing = [run_id for run_id in runs if run_id not in done]
     if study.sweep.budget.fold_runs is not None:
         missing = missing[: max(0, study.sweep.budget.fold_runs - len(done))]
@@ -250,14 +276,15 @@ def _outcome(
         failed=[run for run_id, run in wanted.items() if run_id in done and done[run_id].status in BROKEN],
         unwritten=tracking.failure,
         hindered=hindered,
-        limit=limit_reached(study.sweep, done.values()),
+        limit=limit_reached(study.sweep, records, wanted, _of(wanted, done)),
     )
 
 
-def _set_broken_aside(records: Records, done: dict[str, Record]) -> None:
-    """Take what failed or diverged out of `done`, and its record out of the way, so that it is tried again."""
-    for run_id in [run_id for run_id, record in done.items() if record.status in BROKEN]:
+def _set_aside(records: Records, done: dict[str, Record], statuses: Collection[str]) -> None:
+    """Take what ended so out of `done`, and its record out of the way, so that it is tried again."""
+    for run_id in [run_id for run_id, record in done.items() if record.status in statuses]:
         records.set_aside(run_id)
+        records.drop_checkpoint(run_id)  # its attempts stand in the record; the next ones are the next record's
         del done[run_id]
 
 
@@ -349,12 +376,12 @@ def run_search(
     with driver_lock(study.folder):
         _check_writable(study)
         run = _SearchRun(study, plan, retry_failed)
-        if run.warm:
-            told = "1 variant" if run.warm == 1 else f"{run.warm} variants"
-            console.print(f"the sampler is told of {told} recorded here on the same folds", highlight=False)
+        for source, count in Counter(run.warm.values()).items():
+            told = "1 variant competes" if count == 1 else f"{count} variants compete"
+            console.print(f"{told} as recorded by {source}", highlight=False, markup=False)
         tracking = TrackingThread(run.study, uri)
         try:
-            if not run.search.done and limit_reached(study.sweep, run.done.values()) is None:
+            if not run.search.done and run.limit is None:
                 run.train(tracking, uri, console)
             else:
                 tracking.start()
@@ -373,14 +400,20 @@ class _SearchRun:
         self._guides: dict[str, EmbeddingGuide] = {}
         self.hindered: dict[str, str] = {}
         self._objectives = [objective.metric for objective in plan.settings.objectives]
+        self.warm: dict[str, str] = {}  # variants recorded by other studies, by config id, and which
         log = read_log(study.folder / ASKED)
         for decision in log:
-            if decision["event"] == "ask" and decision["config"]:
+            if decision["event"] in ("ask", "warm") and decision["config"]:
                 self._grow(self._resolve(decision["values"]))
+            if decision["event"] == "warm":
+                self.warm[decision["config"]] = decision["source"]
         self.study.write()
         done = self._records.read_all([run.id for run in self._runs.values()])
         if retry_failed:
-            _set_broken_aside(self._records, done)
+            _set_aside(self._records, done, BROKEN)
+        for run_id in self._stopped_elsewhere(log, done):
+            self._records.set_aside(run_id)
+            del done[run_id]
         self.done = done
         self.search = Search(
             plan.space,
@@ -393,39 +426,49 @@ class _SearchRun:
             record=append_to(study.folder / ASKED),
             first=study.sweep.variants[0].varied,
         )
-        self.warm = 0  # variants recorded elsewhere that the sampler has been told of
-        if not log:
-            for values, told in self._recorded():
-                self.search.warm_start(values, told)
-                self.warm += 1
+        if not self.search.begun:
+            self._warm_start()
 
-    def _recorded(self) -> Iterator[tuple[dict[str, Any], list[float]]]:
-        """Values and mean objectives of variants of this space that an earlier sweep has trained on the same folds."""
-        space, blocks = self._plan.space, _blocks(self.study)
-        if not isinstance(space, Space) or not self._records.folder.exists():
-            return
-        scores: dict[str, dict[Block, list[float]]] = {}
-        configs: dict[str, dict[str, Any]] = {}
-        for folder in sorted(self._records.folder.iterdir()):
-            record = None if "." in folder.name else self._records.read(folder.name)
-            if record is None or record.status != "finished":
+    def _stopped_elsewhere(self, log: Iterable[Decision], done: Mapping[str, Record]) -> list[str]:
+        """Fold runs that another search stopped and this one has not: here they are trained to their end."""
+        ours = {decision["number"] for decision in log if decision["event"] == "told" and decision["end"] == "stopped"}
+        configs = {decision["config"] for decision in log if decision["event"] == "ask" and decision["number"] in ours}
+        stopped = {run_id for run_id, record in done.items() if record.status == "stopped"}
+        return [run.id for key, run in self._runs.items() if run.id in stopped and key[0] not in configs]
+
+    def recorded(self, job: Job) -> Record | None:
+        """The record that a fold run about to start has already; one that another search stopped is set aside."""
+        run = self._runs[job.key]
+        record = self._records.read(run.id)
+        if record is not None and record.status == "stopped" and self.search.halted(job.key) is None:
+            self._records.set_aside(run.id)
+            return None
+        return record
+
+    def _warm_start(self) -> None:
+        """Let what other studies have recorded compete. The first driver may have been killed on the way."""
+        for one in recorded_variants(self.study, self._plan):
+            if self.search.knows(one.variant.config.id):
                 continue
-            identity = record.identity
-            if identity["data"] == self.study.data.fingerprint:
-                block = (identity["partition"], identity["fold"], identity["seed"])
-                scores.setdefault(identity["config_id"], {})[block] = list(end_of(record, self._objectives).values)
-                configs[identity["config_id"]] = flat(identity["config"])
-        for config, by_block in scores.items():
-            if not by_block.keys() >= set(blocks):
-                continue
-            values = {key: value for key, value in configs[config].items() if key in space.axes}
-            values = {key: value for key, value in values.items() if space.active(key, values)}
-            try:
-                known = space.contains(values) and self._resolve(values).config.id == config
-            except SpecError:
-                continue
-            if known:
-                yield values, [float(np.mean(each)) for each in zip(*(by_block[b] for b in blocks), strict=True)]
+            self._grow(self._resolve(one.values))
+            self.study.write()
+            records = self._records.read_all([run.id for run in one.runs])
+            self.done |= records
+            keys = {(run.config.id, run.partition, run.fold, run.seed): run.id for run in one.runs}
+            ends = {key: end_of(records[run_id], self._objectives) for key, run_id in keys.items()}
+            self.search.warm_start(one.values, one.source, ends)
+            self.warm[one.variant.config.id] = one.source
+
+    @property
+    def charged(self) -> dict[str, FoldRun]:
+        """The fold runs that the search had trained, by id: what its budget is for."""
+        return {self._runs[key].id: self._runs[key] for key in self.search.started()}
+
+    @property
+    def limit(self) -> str | None:
+        """Which limit of the sweep is reached, or None."""
+        runs = self.charged
+        return limit_reached(self.study.sweep, self._records, runs, _of(runs, self.done))
 
     def _curves(self, done: dict[str, Record]) -> dict[Key, list[float]]:
         from guided.train import saved_history  # imports torch
@@ -461,7 +504,7 @@ class _SearchRun:
         tracking.start()
         with Board(self.study, self.done, workers, console) as board:
             runs = {run.id: run for run in self._runs.values()}
-            watcher = _Watcher(self.study.sweep, runs, self.done, self._records, board, tracking)
+            watcher = _Watcher(self.study.sweep, runs, _of(self.charged, self.done), self._records, board, tracking)
 
             def launch(job: Job) -> dict[str, Any] | End:
                 if job.key not in self._runs:
@@ -470,8 +513,7 @@ class _SearchRun:
                     board.grow(self.study)
                     tracking.grow(self.study)
                     watcher.grow({run.id: run for run in self._runs.values()})
-                run = self._runs[job.key]
-                record = self._records.read(run.id)
+                run, record = self._runs[job.key], self.recorded(job)
                 if record is not None:
                     watcher.ended(run.id)  # by another sweep of this OUT; it counts here too
                     return end_of(record, self._objectives)
@@ -506,8 +548,7 @@ class _SearchRun:
         )
         if self.search.done:
             shutil.rmtree(self.study.warmups, ignore_errors=True)
-        wanted = {self._runs[key].id: self._runs[key] for key in self.search.started()}
-        return _outcome(self.study, wanted, done, tracking, self.hindered)
+        return _outcome(self.study, self.charged, done, tracking, self.hindered)
 
 
 def _blocks(study: Study) -> list[Block]:

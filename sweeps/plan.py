@@ -12,13 +12,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis.stats import smallest_detectable_difference
+from sweeps.asked import ASKED, read_log
 from sweeps.board import duration
 from sweeps.budget import exhausted, spent
 from sweeps.records import Record, Records
+from sweeps.rules import check_settings
 from sweeps.space import Space
-from sweeps.spec import flat
-from sweeps.strategy import check_settings
+from sweeps.spec import CORNERS, WARM_NONE, flat
 from sweeps.study import Study, disk_report, read_study
+from sweeps.warm import recorded_variants
 
 # The paper's sd of fold scores, used for the smallest detectable difference until a study has its own.
 PAPER_SD = 0.017
@@ -31,11 +33,13 @@ def plan_of(study: Study) -> dict[str, Any]:
 
     sweep, question, stage, preset, data, training, variants, left_out, baseline, folds, grouped_by, seeds, partitions,
     fold_runs (planned: at most so many for a search; done), judgement (for a search: groups, seeds, fold_runs), space,
-    combinations, resources, disk (bytes), smallest_difference (macro-F1, power 0.8 at 5 %; of a search, over the groups
-    of its judgement; null for a single one), seconds (per fold run, as
-    recorded in OUT; of how many records; left, with as many workers as this machine holds), spent, limit, notes.
+    combinations, warm_start (of a search: from, and how many recorded variants compete), resources, disk (bytes),
+    smallest_difference (macro-F1, power 0.8 at 5 %; of a search, over the groups of its judgement; null for a single
+    one), seconds (per fold run, as recorded in OUT; of how many records; left, with as many workers as this machine
+    holds), spent (work without a record included), limit, notes.
     """
     sweep, data, records = study.sweep, study.data, Records(study.out)
+    notes = [*data.notes, *study.warnings()]
     first = sweep.variants[0].config
     folds = first.folds.number * len(sweep.partitions)
     search, asked = sweep.search, study
@@ -45,7 +49,14 @@ def plan_of(study: Study) -> dict[str, Any]:
         planned *= search.settings.variants
         if (study.folder / "study.json").exists():
             asked = read_study(study.folder)
-    own = [run.id for run in asked.fold_runs if records.has(run.id)]
+        if search.corners_left:
+            notes.append(
+                f"the space has more than {CORNERS} combinations of its listed values and ends: they were tried two at "
+                "a time around the baseline; one that three of them make impossible is found when it is asked for"
+            )
+    warm, waiting = _warm(study)
+    counted = [run.id for run in asked.fold_runs if run.config.id not in warm]
+    own = [run_id for run_id in counted if records.has(run_id)]
     space = search.space if search is not None and isinstance(search.space, Space) else None
     listed = None if space is None else space.listed()
     needed, free = disk_report(study)
@@ -54,7 +65,7 @@ def plan_of(study: Study) -> dict[str, Any]:
     seconds, count = _seconds(study, records, known)
     workers = sweep.resources.workers or max(1, len(os.sched_getaffinity(0)) // sweep.resources.cpus)
     left = max(0, planned - len(own))
-    cost = spent(known.values(), sweep.resources.gpus, sweep.budget.price_per_hour)
+    cost = spent(known.values(), sweep.resources.gpus, sweep.budget.price_per_hour, records.beside(counted))
     judged = (
         {
             "groups": list(first.folds.holdout),
@@ -95,6 +106,7 @@ def plan_of(study: Study) -> dict[str, Any]:
         "judgement": judged,
         "space": None if space is None else {key: axis.told() for key, axis in space.axes.items()},
         "combinations": None if listed is None else len(listed),
+        "warm_start": None if search is None else {"from": search.settings.warm_start, "variants": len(warm) + waiting},
         "resources": sweep.resources.model_dump(mode="json"),
         "disk": {"needed": needed, "free": free},
         "smallest_difference": (
@@ -109,8 +121,18 @@ def plan_of(study: Study) -> dict[str, Any]:
         "spent": {"worker_hours": cost.worker_hours, "gpu_hours": cost.gpu_hours, "money": cost.money},
         "budget": sweep.budget.model_dump(mode="json", exclude_none=True),
         "limit": exhausted(sweep.budget, sweep.max_failures, cost),
-        "notes": [*data.notes, *study.warnings()],
+        "notes": notes,
     }
+
+
+def _warm(study: Study) -> tuple[set[str], int]:
+    """Variants that a search has taken over as recorded by others, by config id, and how many it will take over."""
+    log = read_log(study.folder / ASKED) if study.sweep.search is not None else []
+    warm = {line["config"] for line in log if line["event"] == "warm"}
+    if study.sweep.search is None or any(line["event"] == "ask" for line in log):
+        return warm, 0
+    found = {one.variant.config.id for one in recorded_variants(study, study.sweep.search)}
+    return warm, len(found - warm)
 
 
 def _seconds(study: Study, records: Records, own: dict[str, Record]) -> tuple[float | None, int]:
@@ -161,6 +183,8 @@ def _rows(plan: dict[str, Any], study: Study) -> list[tuple[str, str]]:
                     f"{settings.sampler}, up to {settings.variants} variants{count}, stop rule {settings.stop.rule}",
                 )
             )
+        if (told := plan["warm_start"])["from"] != WARM_NONE:
+            rows.append(("warm start", f"{told['variants']} variants, as recorded by {told['from']}"))
         judged = plan["judgement"]
         rows.append(
             (

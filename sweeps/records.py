@@ -12,7 +12,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,8 @@ import pandas as pd
 
 from guided.config import METHOD_VERSION, Config, content_id
 from sweeps import schema
+from sweeps.attempt import attempts_in
+from sweeps.budget import Span, attempt_spans, record_spans
 from sweeps.lock import holder
 
 PROGRESS = "progress.json"  # in the checkpoint folder: what `status` shows of a fold run under way
@@ -125,8 +127,9 @@ class Records:
     def read(self, run_id: str) -> Record | None:
         """The record, or None where there is none. Raises CorruptRecord naming the file that is damaged."""
         folder = self.folder / run_id
-        if not folder.exists():
-            return None
+        return self._read(folder, run_id) if folder.exists() else None
+
+    def _read(self, folder: Path, run_id: str) -> Record:
         path = folder / schema.RECORD
         try:
             sealed = json.loads(path.read_text(encoding="utf-8"))
@@ -247,6 +250,23 @@ class Records:
             attempt += 1
         os.rename(self.folder / run_id, aside)
         return aside
+
+    def beside(self, run_ids: Iterable[str]) -> dict[str, list[Span]]:
+        """When fold runs were under way without a record to tell of it, by id: those that are under way or broken off,
+        and those that failed and were set aside. Raises CorruptRecord naming a damaged one."""
+        begun = {path.name for path in self._checkpoints.iterdir()} if self._checkpoints.exists() else set()
+        aside = {path.stem for path in self.folder.glob("*.attempt*")}
+        return {run_id: spans for run_id in run_ids if run_id in begun | aside and (spans := self.beside_of(run_id))}
+
+    def beside_of(self, run_id: str) -> list[Span]:
+        """When one fold run was under way without a record to tell of it."""
+        spans = [] if self.has(run_id) else attempt_spans(attempts_in(self.checkpoint(run_id)))
+        attempt = 1
+        while (aside := self.folder / f"{run_id}.attempt{attempt}").exists():
+            record = self._read(aside, run_id)
+            spans += record_spans(record) if record.status in BROKEN else []  # what a search stopped is that search's
+            attempt += 1
+        return spans
 
     def drop_checkpoint(self, run_id: str) -> None:
         """Free what a finished fold run no longer needs."""

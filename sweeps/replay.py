@@ -34,8 +34,9 @@ from rich.table import Table
 from sweeps import schema
 from sweeps.board import duration
 from sweeps.records import Record, Records
+from sweeps.rules import Block
 from sweeps.spec import SearchSettings, SpecError, Variant
-from sweeps.strategy import Block, End, Key, Search, end_of
+from sweeps.strategy import End, Key, Search, end_of
 from sweeps.study import Study, read_study
 
 PARTS = ("time/train", "time/embed", "time/validate", "time/refresh")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 from typing import Annotated, Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -169,18 +170,33 @@ class Space:
             ]
         return rows
 
-    def examples(self, around: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Values of the space that take each key through its examples, the others as in `around` where that can be."""
-        rows = []
+    def corners(self, most: int) -> list[dict[str, Any]] | None:
+        """Every reachable combination of the listed values and the ends of each range; None for more than `most`."""
+        rows: list[dict[str, Any]] = [{}]
         for key, axis in self.axes.items():
-            for value in axis.examples:
-                wanted = {**around, key: value, **self._needs(key)}
-                row: dict[str, Any] = {}
-                for other, its in self.axes.items():
-                    if self.active(other, row):
-                        row[other] = wanted[other] if other in wanted else its.examples[0]
-                rows.append(row)
+            rows = [
+                row | values
+                for row in rows
+                for values in ([{key: value} for value in axis.examples] if self.active(key, row) else [{}])
+            ]
+            if len(rows) > most:
+                return None
         return rows
+
+    def pairs(self, around: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Values of the space that bring any two listed values or ends together where that can be, the other keys as
+        in `around`. For a space with too many corners: what is wrong is mostly so for one value, or for two together.
+        """
+        tried = [(key, value) for key, axis in self.axes.items() for value in axis.examples]
+        rows: dict[str, dict[str, Any]] = {}
+        for (one, first), (other, second) in combinations_with_replacement(tried, 2):
+            wanted = {**around, **self._needs(one), **self._needs(other), one: first, other: second}
+            row: dict[str, Any] = {}
+            for key, axis in self.axes.items():
+                if self.active(key, row):
+                    row[key] = wanted[key] if key in wanted else axis.examples[0]
+            rows.setdefault(repr(row), row)
+        return list(rows.values())
 
     def _needs(self, key: str) -> dict[str, Any]:
         needs: dict[str, Any] = {}

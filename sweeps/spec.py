@@ -24,7 +24,7 @@ from guided.strict_yaml import read_yaml
 from guided.where import parse_where
 from sweeps import schema
 from sweeps.budget import Budget
-from sweeps.space import Axis, make_space, space_problems
+from sweeps.space import Axis, Space, make_space, space_problems
 
 HERE = Path(__file__).parent
 PRESETS = HERE / "presets"
@@ -91,8 +91,16 @@ class Asha(Strict):
     eta: Annotated[int, Field(ge=2)] = 3
 
 
+WARM_NONE, WARM_EVERYTHING = "none", "everything"
+
+
 class SearchSettings(Strict):
-    """The `search` block of a sweep file."""
+    """The `search` block of a sweep file.
+
+    `warm_start` names the studies whose variants compete from the start where they are of this space and recorded on
+    every fold run of the search: those of a sweep, one (its folder under OUT/studies), `everything` under OUT, or
+    `none`. It is looked at until the first variant is asked for.
+    """
 
     sampler: Literal["tpe", "random", "qmc", "cmaes"] = "tpe"
     variants: Annotated[int, Field(ge=1)] = 48
@@ -102,6 +110,7 @@ class SearchSettings(Strict):
         Objective(metric="best/val_f1_macro", direction="maximize"),
     )
     stop: Annotated[NoStop | Racing | Asha, Field(discriminator="rule")] = Asha()
+    warm_start: str = WARM_NONE
 
 
 class SweepFile(Strict):
@@ -161,6 +170,8 @@ class SearchPlan:
     space: SearchSpace
     settings: SearchSettings
     resolve: Callable[[dict[str, Any]], Variant]
+    corners: tuple[Variant, ...] = ()  # of the space: what was tried before anything is asked
+    corners_left: bool = False  # whether there are more than were tried
 
 
 @dataclass(frozen=True)
@@ -383,6 +394,9 @@ def load_sweep(
     return sweep
 
 
+# So many combinations of a space are tried before a search; of a larger one, any two values together.
+CORNERS = 2000
+
 Make = Callable[[str, Mapping[str, Any], list[str]], Variant | None]
 
 
@@ -419,10 +433,15 @@ def _searched(sweep: Sweep, file: SweepFile, made: Make, problems: list[str]) ->
     if problems:
         return sweep
     first = made(label(baseline), baseline, problems)
-    for values in space.examples(baseline):
-        told: list[str] = []
-        if made(label(values), values, told) is None:
-            problems += [f"{label(values)}: {problem}" for problem in told if not problem.startswith(BREAKS)]
+    whole = space.corners(CORNERS)
+    tried = space.pairs(baseline) if whole is None else whole
+    corners = _tried(space, tried, made, problems)
+    if whole is not None:
+        problems += [
+            f"space: {key!r} never applies: its conditions ({axis.told()}) exclude each other"
+            for key, axis in space.axes.items()
+            if not any(key in values for values in whole)
+        ]
     if first is None or problems:
         return sweep
     first = replace(first, baseline=True)
@@ -434,7 +453,7 @@ def _searched(sweep: Sweep, file: SweepFile, made: Make, problems: list[str]) ->
             raise SpecError(label(values), told)
         return first if variant.config.id == first.config.id else variant
 
-    settings = file.search.model_dump(mode="json", exclude={"variants"})
+    settings = file.search.model_dump(mode="json", exclude={"variants", "warm_start"})
     shared = {
         key: value
         for key, value in flat(first.config.model_dump(mode="json")).items()
@@ -445,10 +464,32 @@ def _searched(sweep: Sweep, file: SweepFile, made: Make, problems: list[str]) ->
         sweep,
         variants=(first,),
         stage="search",
-        search=SearchPlan(space, file.search, resolve),
+        search=SearchPlan(space, file.search, resolve, corners, whole is None),
         judge_seeds=file.judge_seeds,
         identity=content_id([shared, axes, settings, list(file.constraints)]),
     )
+
+
+def _tried(space: Space, rows: list[dict[str, Any]], made: Make, problems: list[str]) -> tuple[Variant, ...]:
+    """The variants of these values. What is wrong goes to `problems`, each thing once, with the values that all
+    combinations share for which it is so: those are its cause."""
+    variants, wrong = [], dict[str, list[dict[str, Any]]]()
+    for values in rows:
+        told: list[str] = []
+        variant = made(label(values), values, told)
+        if variant is not None:
+            variants.append(variant)
+        for problem in told:
+            if not problem.startswith(BREAKS):
+                wrong.setdefault(problem, []).append(values)
+    for problem, of in wrong.items():
+        shared = {
+            key: value
+            for key, value in of[0].items()
+            if len(space.axes[key].examples) > 1 and all(key in row and row[key] == value for row in of)
+        }
+        problems.append(f"{label(shared)}: {problem}" if shared else f"space: {problem}")
+    return tuple(variants)
 
 
 def _rows(file: SweepFile) -> Iterator[tuple[str, dict[str, Any], bool]]:

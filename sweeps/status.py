@@ -36,7 +36,11 @@ class Status:
         self._seen: dict[tuple[str, int], Record] = {}
 
     def read(self) -> list[dict[str, Any]]:
-        """One mapping a study, fit for JSON: driver, states, cost, seconds left, variants with their fold runs."""
+        """One mapping a study, fit for JSON: driver, states, cost, seconds left, variants with their fold runs.
+
+        The seconds left of a variant are those of the fold runs that it still needs once they run, as many at a time
+        as it has under way now; in a search they are an upper bound, since it may be stopped or raced out.
+        """
         folders = sorted((self._out / "studies").glob(f"{self._sweep}-*"))
         return [self._study(read_study(folder)) for folder in folders if (folder / "study.json").exists()]
 
@@ -56,6 +60,10 @@ class Status:
             cost["money"] = self._price * cost.get("gpu_hours", cost["cpu_hours"])
         states = Counter(run["state"] for run in runs)
         driver = holder(study.folder)
+        pace = _pace(runs) if driver is not None else None
+        for variant in variants:
+            own = variant["fold_runs"]
+            variant["seconds_left"] = None if pace is None else _left(own, _pace(own) or pace)
         return {
             "study": study.id,
             "sweep": study.sweep.name,
@@ -64,7 +72,7 @@ class Status:
             "driver": driver,
             "states": dict(states),
             "cost": cost,
-            "seconds_left": None if driver is None else _left(runs, max(states["running"], 1)),
+            "seconds_left": _left(runs, pace),
             "variants": variants,
         }
 
@@ -109,7 +117,7 @@ class Status:
 
 def _mark_given_up(log: list[dict[str, Any]], study: Study, variants: list[dict[str, Any]]) -> None:
     """Say of the fold runs that a search will not train any more why it will not."""
-    asked = {line["number"]: line["config"] for line in log if line["event"] == "ask"}
+    asked = {line["number"]: line["config"] for line in log if line["event"] in ("ask", "warm")}
     ends = {asked[line["number"]]: line for line in log if line["event"] == "told"}
     for variant, shown in zip(study.sweep.variants, variants, strict=True):
         end = ends.get(variant.config.id)
@@ -132,14 +140,18 @@ def _progress(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _left(runs: list[dict[str, Any]], workers: int) -> float | None:
-    """Seconds until the last epoch at the pace so far; early stops make it less. None before the first epochs."""
+def _pace(runs: list[dict[str, Any]]) -> float | None:
+    """Seconds an epoch so far; None before the first epochs."""
     done = sum(run["epochs"] for run in runs if run["seconds"] > 0)
-    if not done:
+    return sum(run["seconds"] for run in runs) / done if done else None
+
+
+def _left(runs: list[dict[str, Any]], pace: float | None) -> float | None:
+    """Seconds until the last epoch, as many fold runs at a time as now; early stops make it less."""
+    if pace is None:
         return None
-    pace = sum(run["seconds"] for run in runs) / done
     open_epochs = sum(run["of"] - run["epochs"] for run in runs if run["state"] in OPEN)
-    return pace * open_epochs / workers
+    return pace * open_epochs / max(sum(run["state"] == "running" for run in runs), 1)
 
 
 def show_status(
@@ -181,8 +193,8 @@ def _shown(studies: list[dict[str, Any]]) -> RenderableType:
 def _one(study: dict[str, Any]) -> list[RenderableType]:
     table = Table(box=None, header_style="bold", pad_edge=False)
     score, shown_as = ("val_f1", "validation F1") if study["stage"] in SCORES else ("test_f1", "test F1")
-    for name in ("variant", "finished", shown_as, "under way", "not finished"):
-        table.add_column(name, justify="right" if name in ("finished", shown_as) else "left")
+    for name in ("variant", "finished", shown_as, "time left", "under way", "not finished"):
+        table.add_column(name, justify="right" if name in ("finished", shown_as, "time left") else "left")
     for variant in study["variants"]:
         runs = variant["fold_runs"]
         scores = [run[score] for run in runs if run["state"] == "finished"]
@@ -198,6 +210,7 @@ def _one(study: dict[str, Any]) -> list[RenderableType]:
             Text(variant["variant"]),
             f"{len(scores)}/{len(runs)}",
             f"{np.mean(scores):.3f}" if scores else "–",
+            duration(left) if (left := variant["seconds_left"]) else "–",
             ", ".join(under_way),
             Text("; ".join(bad), style="red"),
         )

@@ -16,6 +16,9 @@ is keyed by (config id, partition, fold, seed). What Optuna hears of a variant, 
 A diverged variant is told the worst value, because a sampler that ignores it would ask its neighbours again; a failed
 one is ignored, because a fault of the machine says nothing of the values.
 
+**Warm start.** A variant that another study has recorded on every block stands in the log as `warm`, with that study,
+before the first ask. It is finished from the start, teaches the sampler, races with the others and may win.
+
 **Restart.** Every decision goes to a log before it takes effect. The state is a function of the log, the ends (the
 records) and the curves of fold runs under way (the checkpoints): a search made from the same three decides the same.
 A sampler is made anew for each ask, seeded by (seed, number of the ask), so nothing of a random state is kept.
@@ -32,22 +35,19 @@ A sampler is made anew for each ask, seeded by (seed, number of the ask), so not
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil
 from typing import Any, Literal
 
 import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from guided.growth import REACHED_AT, WARMUP_EPOCHS, is_warmup
 from sweeps import schema
 from sweeps.records import Record, Status
-from sweeps.spec import Asha, NoStop, Racing, SearchSettings, SearchSpace, SpecError, Variant
+from sweeps.rules import Block, adjusted, behind, check_settings, goes_on, make_sampler, rungs
+from sweeps.spec import Asha, Racing, SearchSettings, SearchSpace, SpecError, Variant
 
-Block = tuple[int, int, int]  # partition, fold, seed
 Key = tuple[str, int, int, int]  # config id, partition, fold, seed
 Decision = dict[str, Any]  # a line of the log
 VariantEnd = Literal["finished", "failed", "diverged", "raced out", "stopped"]
@@ -94,6 +94,7 @@ class Standing:
     score: float | None
     told: tuple[float, ...]
     why: str
+    source: str = ""  # of a warm start: the study that recorded it
 
 
 @dataclass
@@ -110,6 +111,7 @@ class _Asked:
     told: tuple[float, ...] = ()
     why: str = ""
     verdicts: dict[Block, dict[int, bool]] = field(default_factory=dict)  # rungs passed: whether it was stopped there
+    source: str = ""  # of a warm start: the study that recorded it
 
     def key(self, block: Block) -> Key:
         return (self.config, *block)
@@ -132,122 +134,6 @@ def end_of(record: Record, objectives: Sequence[str]) -> End:
         values = tuple(record.metrics[name] for name in objectives)
     curve = tuple(epoch[schema.VAL_F1] for epoch in record.history)
     return End(record.status, curve, values, record.reason)
-
-
-def adjusted(own: Mapping[Block, float], others: Sequence[Mapping[Block, float]], blocks: Sequence[Block]) -> float:
-    """Estimate of a variant's mean over all `blocks` from the ones it did.
-
-    Mean of its paired differences to the field on the blocks it did, plus the field's mean over all blocks. The field
-    are the other variants that have every block; while there are none, those that have the same blocks, and then the
-    mean is over those blocks alone.
-    """
-    rivals = [other for other in others if all(block in other for block in blocks)]
-    over: Sequence[Block] = blocks
-    if not rivals:
-        over = [block for block in blocks if block in own]
-        rivals = [other for other in others if all(block in other for block in over)]
-    if not rivals:
-        return float(np.mean(list(own.values())))
-    level = {block: float(np.mean([other[block] for other in rivals])) for block in over}
-    difference = np.mean([own[block] - level[block] for block in over if block in own])
-    return float(difference + np.mean(list(level.values())))
-
-
-def behind(own: Mapping[Block, float], others: Iterable[Mapping[Block, float]], direction: str) -> float:
-    """How far a variant is behind the best of the others that have its blocks: the mean of the fold-paired differences,
-    negative where it is ahead; 0 without a rival."""
-    sign = 1.0 if direction == "maximize" else -1.0
-    lags = [
-        sign * np.mean([other[block] - score for block, score in own.items()])
-        for other in others
-        if own.keys() <= other.keys()
-    ]
-    return float(max(lags, default=0.0))
-
-
-def rungs(variant: Variant, min_epochs: int | Literal["auto"], eta: int) -> list[int]:
-    """Epoch counts at which a fold run of `variant` is judged: warm-up + min_epochs · eta^k, before its last epoch.
-
-    With `auto` the first is at 60 % of its epochs: there embeddings that grow by the default rule have their length,
-    and are compared with those that had it from the start.
-    """
-    config = variant.config
-    warmup = WARMUP_EPOCHS if is_warmup(0, config.embedding) else 0
-    step = max(ceil(REACHED_AT * config.train.epochs) - warmup, 1) if min_epochs == "auto" else min_epochs
-    found = []
-    while warmup + step < config.train.epochs:
-        found.append(warmup + step)
-        step *= eta
-    return found
-
-
-def goes_on(score: float, rivals: Sequence[float], eta: int) -> bool:
-    """Whether `score` is among the best 1/eta (at least one) of itself and its `rivals`; a tie goes on."""
-    better = sum(rival > score for rival in rivals)
-    return better < ceil((len(rivals) + 1) / eta)
-
-
-def make_sampler(settings: SearchSettings, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler of ask `number`."""
-    seed = int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if settings.sampler == "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-        if settings.sampler == "tpe":
-            return optuna.samplers.TPESampler(
-                n_startup_trials=settings.startup, multivariate=True, group=True, constant_liar=True, seed=seed
-            )
-        alone = optuna.samplers.RandomSampler(seed=seed)
-        if settings.sampler == "qmc":
-            # One scrambled sequence for all asks; Optuna counts its points in the study.
-            return optuna.samplers.QMCSampler(
-                qmc_type="sobol",
-                scramble=True,
-                seed=settings.seed,
-                independent_sampler=alone,
-                warn_independent_sampling=False,
-                warn_asynchronous_seeding=False,
-            )
-        return optuna.samplers.CmaEsSampler(
-            seed=settings.seed, independent_sampler=alone, warn_independent_sampling=False
-        )
-
-
-def why_not_cmaes(space: SearchSpace, objectives: int, tries: int = 16) -> str | None:
-    """Why CMA-ES cannot search this space, or None where it can: every axis numeric and without a condition."""
-    if objectives > 1:
-        return "it has one objective only"
-    seen: set[frozenset[str]] = set()
-    for seed in range(tries):
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-        trial = study.ask()
-        space.suggest(trial)
-        for name, distribution in trial.distributions.items():
-            if isinstance(distribution, optuna.distributions.CategoricalDistribution):
-                return f"{name!r} is a choice, and it moves along numbers only"
-        seen.add(frozenset(trial.distributions))
-    if len(seen) > 1:
-        return f"{sorted(max(seen, key=len) - min(seen, key=len))[0]!r} exists under a condition only"
-    return None
-
-
-def check_settings(space: SearchSpace, blocks: int, settings: SearchSettings) -> None:
-    """Raises ValueError for settings that cannot work together, or not with that space and so many blocks."""
-    count, stop = len(settings.objectives), settings.stop
-    if count > 1 and not isinstance(stop, NoStop):
-        raise ValueError(
-            f"stop rule {stop.rule!r} compares one score and the search has {count} objectives; use rule none"
-        )
-    if isinstance(stop, Racing) and stop.first >= blocks:
-        raise ValueError(
-            f"racing starts with {stop.first} fold runs of a variant, and there are only {blocks}; "
-            "lower stop.first or use rule none"
-        )
-    if settings.sampler == "cmaes":
-        reason = why_not_cmaes(space, count)
-        if reason:
-            raise ValueError(f"sampler cmaes does not fit this search: {reason}; use tpe")
 
 
 class Search:
@@ -282,7 +168,7 @@ class Search:
         self._record = record or (lambda decision: None)
         check_settings(space, len(self._blocks), settings)
         self._study = optuna.create_study(directions=self._directions, sampler=make_sampler(settings, 0))
-        self._trials: list[optuna.Trial | None] = []  # by number; None: known from elsewhere
+        self._trials: list[optuna.Trial] = []  # by number
         self._refusals = 0  # in a row
         self._refused: dict[str, Any] = {}  # the last of them
         self._asked: dict[int, _Asked] = {}
@@ -320,7 +206,7 @@ class Search:
                 if key not in self._started and key not in self._ends:
                     self._decide({"event": "start", "number": asked.number, "block": list(block)})
                     return self._start(key)
-        while len(self._asked) < self._settings.variants and not self._spent:
+        while len(self._own) < self._settings.variants and not self._spent:
             if self._ask():
                 return self.next()
         return None
@@ -333,7 +219,7 @@ class Search:
     @property
     def done(self) -> bool:
         """Whether every variant has its end and nothing runs. True only after `next` has returned None."""
-        return not self._running and not self._open and (self._spent or len(self._asked) >= self._settings.variants)
+        return not self._running and not self._open and (self._spent or len(self._own) >= self._settings.variants)
 
     def epoch(self, key: Key, epoch: int, score: float) -> str | None:
         """A fold run has ended an epoch (from 0) with that validation score; returns why it shall stop now, or None.
@@ -365,9 +251,28 @@ class Search:
         self._curves.pop(key, None)
         self._settle()
 
-    def warm_start(self, values: Mapping[str, Any], told: Sequence[float]) -> None:
-        """Tell the sampler of a variant recorded elsewhere: its values and its objectives. Before the first ask."""
-        self._decide({"event": "warm", "values": dict(values), "told": list(told)})
+    def warm_start(self, values: dict[str, Any], source: str, ends: Mapping[Key, End]) -> None:
+        """Take in a variant that `source` has recorded on every block, with the ends of its fold runs. It competes like
+        any other and teaches the sampler, and is none of the `variants` that the search asks for.
+
+        Raises ValueError after the first ask, and for a variant known already.
+        """
+        variant, refused = self._variant(values)
+        if self.begun or variant is None:
+            raise ValueError(f"{source} cannot start the search with {values}: {refused or 'it has begun'}")
+        self._ends |= ends
+        number, config = len(self._trials), variant.config.id
+        self._decide({"event": "warm", "number": number, "values": values, "config": config, "source": source})
+        self._settle()
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was asked."""
+        return bool(self._own or self._refusals)
+
+    def knows(self, config: str) -> bool:
+        """Whether the variant with that configuration id competes."""
+        return config in self._numbers
 
     def ranking(self) -> list[Standing]:
         """Every variant asked: the finished ones by the mean of the first objective, best first, then the others by
@@ -402,6 +307,11 @@ class Search:
 
     # --- decisions --------------------------------------------------------------------------------------------------
 
+    @property
+    def _own(self) -> list[int]:
+        """Numbers of the variants that the search asked for itself."""
+        return [number for number, asked in self._asked.items() if not asked.source]
+
     def _of(self, key: Key) -> _Asked:
         if key[0] not in self._numbers:
             raise ValueError(f"the search never asked for fold run {key}")
@@ -410,7 +320,17 @@ class Search:
     def _standing(self, asked: _Asked) -> Standing:
         scores = list(self._scores(asked).values())
         score = float(np.mean(scores)) if scores else None
-        return Standing(asked.number, asked.variant, asked.values, asked.end, len(scores), score, asked.told, asked.why)
+        return Standing(
+            number=asked.number,
+            variant=asked.variant,
+            values=asked.values,
+            end=asked.end,
+            blocks=len(scores),
+            score=score,
+            told=asked.told,
+            why=asked.why,
+            source=asked.source,
+        )
 
     def _scores(self, asked: _Asked) -> dict[Block, float]:
         """First objective of the finished blocks."""
@@ -436,10 +356,8 @@ class Search:
                 self._again(decision)
             self._enter(decision)
         elif event == "warm":
-            params, distributions = self._space.as_trial(decision["values"])
-            told = optuna.create_trial(params=params, distributions=distributions, values=decision["told"])
-            self._study.add_trial(told)
-            self._trials.append(None)
+            self._again(decision)
+            self._enter({**decision, "refused": ""})
         elif event == "start":
             self._started[self._asked[decision["number"]].key(tuple(decision["block"]))] = None
         elif event == "cleared":
@@ -457,7 +375,7 @@ class Search:
     def _ask(self) -> bool:
         """Ask Optuna once; returns whether a variant came of it."""
         number = len(self._trials)
-        chosen = None if self._asked or self._refusals else self._first
+        chosen = None if self.begun or self._first is None or self._variant(self._first)[0] is None else self._first
         if self._refusals and self._listed is not None:
             rest = self._rest()
             chosen = self._nearest(rest, number) if rest else None
@@ -526,7 +444,7 @@ class Search:
                 "the sweep file or the code has changed; give the changed sweep another name"
             )
         cleared = self._racing.first if self._racing else len(self._blocks)
-        asked = _Asked(number, variant, decision["config"], values, trial, cleared)
+        asked = _Asked(number, variant, decision["config"], values, trial, cleared, source=decision.get("source", ""))
         self._asked[number] = self._open[number] = asked
         self._numbers[asked.config] = number
 

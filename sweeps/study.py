@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -213,10 +214,13 @@ def make_study(sweep: Sweep, out: Path, *, progress: bool = True) -> Study:
         raise SpecError(f"sweep {sweep.name!r} on {data.name}", problems)
     study = Study(sweep, data, guides, out)
     if sweep.search is not None:
-        problems += _locked_problems(study)
+        problems += _locked_problems(study) or _guide_problems(sweep.search.corners, data.classes)
     if problems:
         raise SpecError(f"sweep {sweep.name!r} on {data.name}", problems)
-    for variant in sweep.variants:
+    batches: dict[int, Variant] = {}  # one for each size
+    for variant in (*sweep.variants, *(sweep.search.corners if sweep.search else ())):
+        batches.setdefault(variant.config.train.batch_size, variant)
+    for variant in batches.values() if sweep.search else sweep.variants:
         batch = variant.config.train.batch_size
         smallest = min(len(fold.train) for cut in study.folds.values() for fold in cut)
         if smallest < batch:
@@ -226,6 +230,17 @@ def make_study(sweep: Sweep, out: Path, *, progress: bool = True) -> Study:
     if problems:
         raise SpecError(f"sweep {sweep.name!r} on {data.name}", problems)
     return study
+
+
+def _guide_problems(variants: Iterable[Variant], classes: Sequence[str]) -> list[str]:
+    """Why a guide that a search may choose does not fit the classes: each guide once."""
+    problems = []
+    for guide, variant in {variant.config.guide: variant for variant in variants}.items():
+        try:
+            load_guide(guide, classes)
+        except ValueError as error:
+            problems.append(f"{variant.label}: {error}")
+    return problems
 
 
 def _locked_problems(study: Study) -> list[str]:

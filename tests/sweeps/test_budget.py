@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sweeps.budget import Budget, exhausted, spent
-from sweeps.records import Record, Status
+from guided.config import Config
+from sweeps.budget import Budget, Ledger, attempt_spans, exhausted, spent
+from sweeps.records import FoldRun, Record, Records, Status
+
+numbers = itertools.count()
 
 
 def record(began: float, ended: float, status: Status = "finished") -> Record:
     details = {"began": began, "ended": ended}
-    return Record("0" * 16, status, "", {}, {}, [], details, Path("nowhere"))
+    return Record(f"{next(numbers):016x}", status, "", {}, {}, [], details, Path("nowhere"))
 
 
 def test_cost_is_summed_and_pauses_do_not_count() -> None:
@@ -40,6 +47,56 @@ def test_a_pause_within_a_fold_run_does_not_count() -> None:
     assert cost.money == pytest.approx(3 * 1560 / 3600)
     broken.details["attempts"] = [{"attempt": 1}]  # its file was damaged
     assert spent([broken], 1, None).worker_hours == pytest.approx(41_200 / 3600)
+
+
+def test_work_without_a_record_counts_as_far_as_it_told() -> None:
+    # One recorded in the first hour; one under way beside it and an hour longer, broken off for a while in between.
+    attempts = [
+        {"attempt": 1, "began": 1800.0, "until": 3000.0},
+        {"attempt": 2, "began": 3100.0},  # told no epoch
+        {"attempt": 3, "began": 5400.0, "until": 7200.0},
+    ]
+    beside = {"1" * 16: attempt_spans(attempts)}
+    assert beside["1" * 16] == [(1800.0, 3000.0), (5400.0, 7200.0)]
+    cost = spent([record(0, 3600)], 0.5, 2.0, beside)
+    assert (cost.fold_runs, cost.failures) == (1, 0)
+    assert cost.hours == pytest.approx(1.5) and cost.worker_hours == pytest.approx(1 + (1200 + 1800) / 3600)
+    assert cost.gpu_hours == pytest.approx(cost.worker_hours / 2) and cost.money == pytest.approx(2 * cost.worker_hours)
+
+
+spans_of = st.tuples(st.integers(0, 40), st.integers(0, 20)).map(lambda pair: (float(pair[0]), float(sum(pair))))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.lists(spans_of, max_size=3)), max_size=12))
+def test_a_ledger_kept_up_tells_what_the_spans_at_the_end_tell(
+    entries: list[tuple[int, list[tuple[float, float]]]],
+) -> None:
+    # As fold runs go on their spans only grow: each entry holds what the earlier ones of its fold run held.
+    ledger, latest = Ledger(), dict[int, list[tuple[float, float]]]()
+    for run, spans in entries:
+        latest[run] = [*latest.get(run, []), *spans]
+        ledger.beside(str(run), latest[run])
+    cost = ledger.spent(1, None)
+    assert cost.gpu_hours * 3600 == pytest.approx(sum(e - b for spans in latest.values() for b, e in spans))
+    busy = {second for spans in latest.values() for b, e in spans for second in range(int(b), int(e))}
+    assert cost.hours * 3600 == pytest.approx(len(busy))
+
+
+def test_what_was_broken_off_or_set_aside_is_read_from_disk(tmp_path: Path) -> None:
+    config = Config()
+    under_way, retried, waiting = (FoldRun("v", config, "d" * 12, "g" * 12, 0, fold, 0) for fold in range(3))
+    records = Records(tmp_path)
+    for run, attempts in ((under_way, [(0.0, 60.0), (100.0, 130.0)]), (retried, [(500.0, 520.0)])):
+        for number, (began, until) in enumerate(attempts, 1):
+            path = records.checkpoint(run.id) / f"attempt-{number}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"began": began, "until": until}))
+    records.write(retried, "failed", reason="no such disk", details={"began": 200.0, "ended": 240.0})
+    assert records.beside([under_way.id, retried.id, waiting.id]) == {under_way.id: [(0.0, 60.0), (100.0, 130.0)]}
+    records.set_aside(retried.id)
+    assert records.beside_of(retried.id) == [(500.0, 520.0), (200.0, 240.0)]
+    records.write(retried, "finished", details={"began": 500.0, "ended": 560.0})
+    assert records.beside([retried.id]) == {retried.id: [(200.0, 240.0)]}
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import pytest
 
 from guided.config import Config
 from sweeps.replay import Course, Grid, ListedSpace, full_grid, replays, summarise
+from sweeps.rules import Block
 from sweeps.spec import SearchSettings, SpecError, Variant
-from sweeps.strategy import Block, End
+from sweeps.strategy import End
 
 A: Block = (0, 0, 0)
 B: Block = (0, 1, 0)

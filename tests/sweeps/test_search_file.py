@@ -104,6 +104,78 @@ def test_what_is_wrong_with_a_search_is_told(tmp_path: Path, change: tuple[str, 
     assert re.search(told, problems(tmp_path, SEARCH.replace(*change)))
 
 
+@pytest.mark.parametrize(
+    ("space", "told"),
+    [
+        # Out of range at one end, under one condition only: growing, with the rule that grows by it.
+        ("embedding.growing: {choice: [true, false]}\n"
+         "  embedding.factor: {int: [0, 4], when: {embedding.growing: [true]}}",
+         "growing=true, factor=0: embedding.factor.*greater than or equal to 1"),
+        # Right beside the baseline's loss, unknown beside another that the condition lets in.
+        ("loss.margin: {uniform: [0.1, 1.0], when: {loss.name: [triplet, ce]}}",
+         "name=ce: 'loss.margin' is an option of loss triplet, ctl, not of ce"),
+        ("loss.distance: {choice: [l1, squared], when: {loss.name: [guide2d, triplet]}}",
+         "name=triplet: 'loss.distance' is an option of loss guide2d, .*not of triplet"),
+        # Of a loss that the option belongs to, and which knows only the other values.
+        ("loss.distance: {choice: [l1, squared], when: {loss.name: [guide2d, distance]}}",
+         "name=distance, distance=squared: loss.distance: input should be 'l1' or 'l2'"),
+        # Two conditions, and the key that the second needs belongs to the other loss.
+        ("embedding.warmup: {choice: [true], when: {loss.name: [ce]}}\n"
+         "  norm.weight: {uniform: [0.0, 1.0], when: {embedding.warmup: [true], loss.name: [guide2d]}}",
+         "space: 'norm.weight' never applies: its conditions .*exclude each other"),
+    ],
+)  # fmt: skip
+def test_an_option_is_tried_under_every_condition(tmp_path: Path, space: str, told: str) -> None:
+    text = f"""
+question: Which?
+kind: search
+space:
+  loss.name: {{choice: [guide2d, triplet, distance, ce]}}
+  {space}
+locked: [patient=P3]
+baseline: {{loss.name: guide2d, embedding.growing: false}}
+"""
+    if "growing" not in space:
+        text = text.replace(", embedding.growing: false", "")
+    if "guide2d, " in space:  # the option applies to the baseline too
+        text = text.replace("{loss.name: guide2d", "{loss.distance: l1, loss.name: guide2d")
+    with pytest.raises(SpecError, match=told) as caught:
+        load_sweep(write(tmp_path, text), preset="laptop")
+    causes = {problem.partition(": ")[0] for problem in caught.value.problems}
+    assert len(causes) == 1 and len(caught.value.problems) <= 2, "each thing once, whatever the other values"
+
+
+def test_a_guide_or_batch_that_a_search_may_choose_must_fit(tmp_path: Path, searched: Study) -> None:
+    for axis, told in (
+        ("guide.file: {choice: [auto, nowhere]}", "file=nowhere, .*: no guide file nowhere"),
+        ("train.batch_size: {int: [16, 4096]}", "training cells, less than a batch of 4096"),
+    ):
+        text = SEARCH.replace("space:", f"space:\n  {axis}").replace(
+            "baseline: {", "baseline: {guide.file: auto, " if "guide" in axis else "baseline: {train.batch_size: 16, "
+        )
+        settings = TINY if "guide" in axis else merged("").replace("train.batch_size=16", "")
+        sweep = load_sweep(write(tmp_path, text), preset="laptop", settings=settings)
+        with pytest.raises(SpecError, match=told):
+            make_study(sweep, searched.out, progress=False)
+
+
+def test_a_space_too_large_to_try_is_tried_by_pairs_and_the_plan_says_so(tmp_path: Path, searched: Study) -> None:
+    many = "\n".join(f"  {key}: {{choice: {values}}}" for key, values in (
+        ("augment.light", [0.0, 0.1, 0.2, 0.3, 0.4]), ("augment.stain", [0.0, 0.1, 0.2, 0.3, 0.4]),
+        ("norm.weight", [0.0, 0.1, 0.2, 0.3, 0.4]), ("train.learning_rate", [0.001, 0.002, 0.003, 0.004, 0.005]),
+    ))  # fmt: skip
+    head, tail = SEARCH.split("search: {")
+    text = f"{head}{many}\nsearch: {{{tail}".replace(
+        "baseline: {",
+        "baseline: {augment.light: 0.0, augment.stain: 0.0, norm.weight: 0.0, train.learning_rate: 0.001, ",
+    )
+    sweep = load_sweep(write(tmp_path, text), preset="laptop", settings=TINY)
+    assert sweep.search is not None and sweep.search.corners_left and 100 < len(sweep.search.corners) < 600
+    (note,) = [note for note in plan_of(make_study(sweep, searched.out, progress=False))["notes"] if "2000" in note]
+    assert "were tried two at a time" in note
+    assert "lowpass=1.5: loss.lowpass: input should be less than" in problems(tmp_path, text.replace("1.0]", "1.5]"))
+
+
 def test_settings_of_a_search_are_checked(tmp_path: Path) -> None:
     assert "SET gives 'embedding.length', which the search varies" in problems(tmp_path, SEARCH, "embedding.length=4")
     assert "SET gives folds.holdout" in problems(tmp_path, SEARCH, "folds.holdout=[P1]")

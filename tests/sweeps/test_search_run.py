@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ from analysis.__main__ import main as analysis
 from sweeps import schema
 from sweeps.__main__ import INCOMPLETE, INTERRUPTED, OK, main
 from sweeps.asked import ASKED, read_log
+from sweeps.budget import Budget
 from sweeps.engine import Outcome, Searched, _SearchRun
+from sweeps.judge import winner_of
+from sweeps.plan import plan_of
 from sweeps.records import Records
-from sweeps.spec import load_sweep
+from sweeps.spec import SearchPlan, load_sweep
 from sweeps.strategy import End, Search
 from sweeps.study import Study, make_study
+from sweeps.warm import recorded_variants
 
 SEARCH = """
 question: Which length and penalty?
@@ -47,28 +53,126 @@ def study(path: Path) -> Study:
     return make_study(load_sweep(str(path), preset="laptop", settings=TINY), path.parent / "out", progress=False)
 
 
-def test_variants_recorded_on_the_same_folds_are_told_to_the_sampler_once(study: Study) -> None:
+def recorded(study: Study, *values: dict[str, Any]) -> None:
+    """Another study's plan in OUT with the variants of these values, and their records."""
+    assert study.sweep.search is not None
+    variants = [study.sweep.search.resolve(each) for each in values]
+    guides = {variant.config.id: next(iter(study.guides.values())) for variant in variants}
+    sweep = replace(study.sweep, name="earlier", stage="ablation", search=None, identity="", variants=tuple(variants))
+    other = replace(study, sweep=replace(sweep, variants=(replace(variants[0], baseline=True), *variants[1:])))
+    other = replace(other, guides=guides)
+    other.write()
+    for variant in other.sweep.variants:
+        for run in other.runs_of(variant):
+            score = {schema.BEST_VAL_F1: 0.9 + run.fold / 100}
+            Records(study.out).write(run, "finished", metrics=score, details={"began": 0.0, "ended": 36_000.0})
+
+
+WARM = {"embedding.length": 16, "norm.weight": 0.001}
+OTHER = {"embedding.length": 16, "norm.weight": 0.01}
+
+
+def warmed(study: Study, source: str) -> SearchPlan:
+    assert study.sweep.search is not None
+    plan = study.sweep.search
+    return replace(plan, settings=plan.settings.model_copy(update={"warm_start": source}))
+
+
+def test_what_another_study_recorded_on_every_fold_competes(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    recorded(study, WARM, {"embedding.length": 4, "norm.weight": 0.01})
+    one = next(iter(Records(study.out).folder.glob("*")))
+    half = Records(study.out).read(one.name)
+    assert half is not None
+    for source in ("earlier", "everything", f"earlier-{next((study.out / 'studies').glob('earlier-*')).name[8:]}"):
+        assert len(recorded_variants(study, warmed(study, source))) == 2
+    assert recorded_variants(study, warmed(study, "none")) == []
+    with pytest.raises(ValueError, match=r"no study of 'erlier' under .*did you mean 'earlier'"):
+        recorded_variants(study, warmed(study, "erlier"))
+    # One of the fold runs is gone: that variant is not known on every fold.
+    shutil.rmtree(one)
+    (left,) = recorded_variants(study, warmed(study, "earlier"))
+    assert left.variant.config.id != half.identity["config_id"]
+    assert plan_of(replace(study, sweep=replace(study.sweep, search=warmed(study, "earlier"))))["warm_start"] == {
+        "from": "earlier", "variants": 1,
+    }  # fmt: skip
+    tight = replace(study.sweep, budget=Budget(fold_runs=1, hours=1.0))
+    run = _SearchRun(replace(study, sweep=tight), warmed(study, "earlier"), False)
+    assert list(run.warm.values()) == [left.source] and run.limit is None, "it costs the search nothing"
+    log = read_log(study.folder / ASKED)
+    assert [line["event"] for line in log] == ["warm", "told"] and log[1]["told"] == [pytest.approx(0.905)]
+    standing = winner_of(run.search.ranking())
+    assert standing is not None and standing.source == left.source
+    # Again, and with more recorded in between: the log is what counts once something was asked.
+    job = run.search.next()
+    assert job is not None and job.variant.baseline
+    recorded(study, OTHER)
+    again = _SearchRun(study, warmed(study, "everything"), False)
+    assert again.warm == run.warm and read_log(study.folder / ASKED)[:2] == log
+
+
+def test_a_warm_start_cut_short_is_made_whole(study: Study) -> None:
+    recorded(study, WARM, OTHER)
+    _SearchRun(study, warmed(study, "earlier"), False)
+    path = study.folder / ASKED
+    whole = path.read_bytes()
+    assert [line["event"] for line in read_log(path)] == ["warm", "told"] * 2
+    for lines in range(4):
+        path.write_bytes(b"".join(whole.splitlines(keepends=True)[:lines]))
+        assert len(_SearchRun(study, warmed(study, "earlier"), False).warm) == 2
+        assert path.read_bytes() == whole
+
+
+def test_a_warm_start_takes_no_fold_run_of_another_kind(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert study.sweep.search is not None
+    recorded(study, WARM)
+    assert len(recorded_variants(study, warmed(study, "earlier"))) == 1
+    # Other groups locked, so that what is locked here was trained on; the same values else.
+    free = make_study(
+        load_sweep(str(study.out.parent / "lengths.yaml"), preset="laptop", settings=TINY), study.out, progress=False
+    )
+    first = free.sweep.variants[0]
+    folds = first.config.folds.model_copy(update={"holdout": ("patient=P1", "patient=P2")})
+    moved = replace(first, config=first.config.model_copy(update={"folds": folds}))
+    sweep = replace(free.sweep, name="free", stage="ablation", search=None, identity="", variants=(moved,))
+    other = replace(free, sweep=sweep, guides={moved.config.id: next(iter(free.guides.values()))})
+    other.write()
+    for run in other.fold_runs:
+        Records(study.out).write(run, "finished", metrics={schema.BEST_VAL_F1: 0.9})
+    assert recorded_variants(study, warmed(study, "free")) == []
+    # The same variant of another version of the method, and on other data.
+    with monkeypatch.context() as patch:
+        patch.setattr("sweeps.records.METHOD_VERSION", 999)
+        assert recorded_variants(study, warmed(study, "everything")) == []
+    path = next((study.out / "studies").glob("earlier-*")) / "study.json"
+    plan = json.loads(path.read_text())
+    path.write_text(json.dumps(plan | {"fingerprint": "another"}))
+    assert recorded_variants(study, warmed(study, "everything")) == []
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"the plan .* cannot be read"):
+        recorded_variants(study, warmed(study, "everything"))
+
+
+def test_what_another_search_stopped_is_trained_to_its_end(study: Study) -> None:
     plan = study.sweep.search
     assert plan is not None
-    records = Records(study.out)
-    run = _SearchRun(study, plan, False)
-    whole, half, broken = (run._resolve({"embedding.length": 16, "norm.weight": w}) for w in (0.001, 0.01, 0.001))
-    other = plan.resolve({"embedding.length": 4, "norm.weight": 0.01})
-    for variant in (whole, half, other):
-        run._resolve(variant.varied)
-        run._grow(variant)
-    assert broken.config.id == whole.config.id
-    for variant, folds in ((whole, 2), (half, 1)):
-        for each in run.study.runs_of(variant)[:folds]:
-            records.write(each, "finished", metrics={schema.BEST_VAL_F1: 0.5 + each.fold / 10})
-    for each in run.study.runs_of(other):
-        records.write(each, "diverged", reason="epoch 0: the training loss is nan")
-    again = _SearchRun(study, plan, False)
-    assert again.warm == 1, "only a variant that was trained on every fold"
-    assert read_log(study.folder / ASKED) == [
-        {"event": "warm", "values": {"embedding.length": 16, "norm.weight": 0.001}, "told": [0.55]}
-    ]
-    assert _SearchRun(study, plan, False).warm == 0 and len(read_log(study.folder / ASKED)) == 1
+    records, run = Records(study.out), _SearchRun(study, plan, False)
+    jobs = [run.search.next() for _ in range(2)]
+    for job, status in zip(jobs, ("stopped", "finished"), strict=True):
+        assert job is not None
+        run._grow(job.variant)
+        metrics = {schema.BEST_VAL_F1: 0.5} if status == "finished" else {}
+        records.write(run._runs[job.key], status, reason="it is behind", metrics=metrics)  # type: ignore[arg-type]
+    first, second = jobs
+    assert first is not None and second is not None
+    again = _SearchRun(study, plan, False)  # killed behind the start of both
+    assert [record.status for record in again.done.values()] == ["finished"]
+    resumed = again.search.next()
+    assert resumed is not None and resumed.key == first.key and again.recorded(first) is None
+    # Found when it is about to start.
+    records.write(again._runs[first.key], "stopped", reason="it is behind")
+    assert again.recorded(first) is None and not records.has(again._runs[first.key].id)
+    assert records.beside_of(again._runs[first.key].id) == [], "its cost is the other search's"
+    assert again.recorded(second) is not None
 
 
 Fake = Callable[..., Searched]
@@ -155,7 +259,7 @@ def test_a_search_stops_at_its_budget_and_goes_on_with_more(path: Path, capsys: 
         assert "Traceback" not in told.stderr, told.stderr
         return told
 
-    def recorded(stage: str) -> int:
+    def trained(stage: str) -> int:
         plans = [json.loads(each.read_text()) for each in out.glob("studies/*/study.json")]
         tested = {"search": "folds", "judge": "holdout"}[stage]
         assert any(plan["stage"] == stage for plan in plans)
@@ -165,11 +269,11 @@ def test_a_search_stops_at_its_budget_and_goes_on_with_more(path: Path, capsys: 
 
     first = run(3)
     assert first.returncode == INCOMPLETE, first.stdout + first.stderr
-    assert "budget.fold_runs is spent (3 of 3)" in first.stdout and recorded("search") == 3
+    assert "budget.fold_runs is spent (3 of 3)" in first.stdout and trained("search") == 3
     stamps = {each: each.stat().st_mtime_ns for each in out.glob("records/*/record.json")}
     second = run(6)
     assert second.returncode == OK, second.stdout + second.stderr
-    assert recorded("search") == 6 and recorded("judge") in (2, 4)  # the baseline alone, or the winner beside it
+    assert trained("search") == 6 and trained("judge") in (2, 4)  # the baseline alone, or the winner beside it
     assert all(each.stat().st_mtime_ns == stamp for each, stamp in stamps.items()), "what was recorded was done again"
     assert analysis(["table", "lengths", "--uri", f"sqlite:///{out / 'mlflow.db'}"]) == OK
     assert "which the search never saw: patient=P3, patient=P5" in capsys.readouterr().out

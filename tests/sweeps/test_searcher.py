@@ -16,9 +16,10 @@ from sweeps.asked import append_to, read_log
 from sweeps.engine import _place
 from sweeps.records import Records
 from sweeps.replay import ListedSpace
+from sweeps.rules import Block
 from sweeps.searcher import FoldRunSearcher
 from sweeps.spec import SearchSettings, Variant, load_sweep
-from sweeps.strategy import Block, Decision, End, Job, Key, Search
+from sweeps.strategy import Decision, End, Job, Key, Search
 from sweeps.study import Study, make_study
 from sweeps.trainable import FoldRunTrial
 

@@ -43,5 +43,5 @@ def test_every_shipped_sweep_ends_in_a_table(out: Path, name: str) -> None:
         assert all(row["variant"].startswith("winner: ") for row in rows[1:])
     else:
         assert [row["variant"] for row in rows] == [variant.label for variant in sweep.variants]
-    assert all(0 <= float(row["mean"]) <= 1 and row["folds"] == "2" for row in rows)
+    assert all(0 <= float(row["mean"]) <= 1 and row["folds"] == ("3" if sweep.search else "2") for row in rows)
     assert sum(row["difference"] == "" for row in rows) == 1  # the baseline alone

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
 import optuna
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -52,14 +53,31 @@ def test_a_space_contains_what_it_suggests(space: Space, seed: int) -> None:
     optuna.create_trial(params=params, distributions=distributions, values=[0.0])  # Optuna finds them consistent
 
 
+@settings(max_examples=30)
 @given(spaces())
 def test_examples_and_lists_lie_in_the_space(space: Space) -> None:
     around = space.suggest(optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1)).ask())
-    examples = space.examples(around)
-    assert all(space.contains(values) for values in examples)
-    for key, one in space.axes.items():
-        assert all(any(key in row and row[key] == value for row in examples) for value in one.examples)
+    corners = space.corners(10**6)
+    assert corners is not None
+    told = {repr(row) for row in corners}
+    assert len(told) == len(corners) and space.corners(len(corners) - 1) is None
+    for rows in (corners, space.pairs(around)):
+        assert all(space.contains(values) for values in rows)
+        for key, one in space.axes.items():
+            assert all(any(key in row and row[key] == value for row in rows) for value in one.examples)
+    # Whatever values of two keys can meet do so in a pair.
+    pairs = space.pairs(around)
+    for (one, first), (two, second) in itertools.combinations(
+        [(key, value) for key, axis in space.axes.items() for value in axis.examples], 2
+    ):
+
+        def meet(row: dict[str, Any], at: Any = (one, first, two, second)) -> bool:
+            return repr(row.get(at[0])) == repr(at[1]) and repr(row.get(at[2])) == repr(at[3])
+
+        if any(map(meet, corners)) and not (space.axes[one].when and space.axes[two].when):
+            assert any(map(meet, pairs))
     listed = space.listed()
+    assert listed is None or {repr(row) for row in listed} == told
     if listed is not None:
         assert all(space.contains(values) for values in listed)
         assert len({repr(values) for values in listed}) == len(listed)

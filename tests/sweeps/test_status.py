@@ -49,6 +49,8 @@ def test_states_cost_and_time_left(study: Study, capsys: pytest.CaptureFixture[s
     assert state["cost"] == pytest.approx({"cpu_hours": hours, "money": 3 * hours})
     # 860 s for 7 epochs; open: 2 of the one under way, 3 x 4; one at work.
     assert state["seconds_left"] == pytest.approx(860 / 7 * 14)
+    # The first variant at its own 740 s for 6 epochs, two of four left and the next fold run; the other at its 120 s.
+    assert [variant["seconds_left"] for variant in state["variants"]] == pytest.approx([740 / 6 * 6, 120 * 8])
     runs = [run for variant in state["variants"] for run in variant["fold_runs"]]
     assert [run["test_f1"] for run in runs if run["state"] == "finished"] == [0.75]
     assert [run["reason"] for run in runs if run["state"] == "failed"] == ["MemoryError: provoked (also alone)"]

@@ -16,19 +16,9 @@ from optuna.trial import BaseTrial, TrialState
 
 from guided.config import Config
 from sweeps.replay import ListedSpace
+from sweeps.rules import Block, adjusted, behind, goes_on, rungs, why_not_cmaes
 from sweeps.spec import SearchSettings, SpecError, Variant
-from sweeps.strategy import (
-    Block,
-    Decision,
-    End,
-    Key,
-    Search,
-    adjusted,
-    behind,
-    goes_on,
-    rungs,
-    why_not_cmaes,
-)
+from sweeps.strategy import Decision, End, Key, Search
 
 EPOCHS = 8
 BLOCKS: tuple[Block, ...] = ((0, 0, 0), (0, 1, 0), (0, 2, 0), (0, 3, 0))
@@ -370,14 +360,38 @@ def test_every_sampler_goes_on_after_a_restart_as_it_would_have(sampler: str, co
     assert len({line["config"] for line in straight if line["event"] == "ask" and line["config"]}) == 14
 
 
-def test_a_variant_known_from_elsewhere_teaches_the_sampler_and_is_not_asked_by_number() -> None:
-    search, log = searching(of(variants=1, sampler="tpe"))
-    search.warm_start({"loss.name": "triplet", "embedding.length": 8}, [0.9])
+def test_a_recorded_variant_competes_teaches_and_is_none_of_those_asked() -> None:
+    known, values = GRID[4], {"loss.name": "triplet", "embedding.length": 8}
+    ends = {(known.config.id, *block): End("finished", (), (0.8 + fold / 10,)) for fold, block in enumerate(BLOCKS)}
+    search, log = searching(of(variants=2, stop=RACING))
+    search.warm_start(values, "earlier-1", ends)
+    assert [line["event"] for line in log] == ["warm", "told"] and search.knows(known.config.id) and not search.begun
+    assert trials(search)[0].value == pytest.approx(0.95) and trials(search)[0].params["embedding.length"] == 8
+    with pytest.raises(ValueError, match=r"earlier-1 cannot start the search with .*asked before, as 0"):
+        search.warm_start(values, "earlier-1", ends)
+    seen = dict(ends)
+    while (job := search.next()) is not None:
+        assert job.variant is not known
+        seen[job.key] = End("finished", (), (0.5,))
+        search.ended(job.key, seen[job.key])
+    best, *others = search.ranking()
+    assert search.done and best.variant is known and best.source == "earlier-1" and search.front() == [best]
+    assert [(standing.end, standing.blocks) for standing in others] == [("raced out", 2)] * 2, "it races with them"
+    with pytest.raises(ValueError, match="it has begun"):
+        search.warm_start({"loss.name": "triplet", "embedding.length": 16}, "earlier-1", {})
+    # Killed between the two lines of the warm start, or at the end: the same state and the same log.
+    for cut, known_then, whole in ((1, ends, log[:2]), (2, ends, log[:2]), (len(log), seen, log)):
+        again, relog = searching(of(variants=2, stop=RACING), log[:cut], known_then)
+        assert relog == whole and again.ranking()[0].source == "earlier-1"
+    assert again.next() is None and again.done
+
+
+def test_a_baseline_that_is_recorded_is_not_asked_again() -> None:
+    space, first = ListedSpace(GRID), GRID[0].varied
+    search = Search(space, BLOCKS, of(variants=1), space.resolve, first=first)
+    search.warm_start(dict(first), "earlier-1", {(GRID[0].config.id, *b): End("finished", (), (0.5,)) for b in BLOCKS})
     job = search.next()
-    assert job is not None and job.number >= 1
-    assert trials(search)[0].value == 0.9 and trials(search)[0].params["embedding.length"] == 8
-    again, _ = searching(of(variants=1, sampler="tpe"), log)
-    assert again.next() == job
+    assert job is not None and job.number >= 1 and job.variant is not GRID[0]
 
 
 # --- any course -----------------------------------------------------------------------------------------------------
