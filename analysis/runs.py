@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 
-from analysis.store import Run, search, without_password
+from analysis.store import Run, search
 from sweeps import schema
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -117,7 +117,7 @@ def load_study(uri: str, sweep: str, study: str | None = None) -> StudyRuns:
     wanted = {schema.ROLE: schema.VARIANT_ROLE, schema.SWEEP: sweep}
     parents = search(client, uri, ids, wanted, params=True) if ids else []
     if not parents:
-        raise ValueError(f"no runs of sweep {sweep!r} in {without_password(uri)}; {_known(client, sweep)}")
+        raise ValueError(f"no runs of sweep {sweep!r} in {schema.without_credentials(uri)}; {_known(client, sweep)}")
     started = {run.tags[schema.STUDY]: run.tags[schema.STARTED] for run in parents}
     # What a search trained in order to choose is read by its id only: the folds that chose a winner flatter it.
     chosen_from = {run.tags[schema.STUDY] for run in parents if run.tags.get(schema.STAGE) == schema.SEARCH}
@@ -177,7 +177,7 @@ def newest_studies(uri: str, sweep: str) -> list[str]:
         place = run.tags[schema.DATA_NAME], run.tags[schema.DATA_FINGERPRINT]
         newest[place] = max(newest.get(place, ("", "")), (run.tags[schema.STARTED], run.tags[schema.STUDY]))
     if not newest:
-        raise ValueError(f"no study of sweep {sweep!r} in {without_password(uri)}; {_known(client, sweep)}")
+        raise ValueError(f"no study of sweep {sweep!r} in {schema.without_credentials(uri)}; {_known(client, sweep)}")
     return [study for _, (_, study) in sorted(newest.items())]
 
 

@@ -20,9 +20,10 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 from mlflow import MlflowClient
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from sqlalchemy import Select, create_engine, select
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import aliased
+
+from sweeps.schema import without_credentials
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,6 @@ def search(
     if uri.split("://")[0].split("+")[0] in DATABASE_ENGINES:
         return _from_database(uri, experiments, tags, params)
     return _from_server(client, experiments, tags)
-
-
-def without_password(uri: str) -> str:
-    """A URI that may be shown."""
-    try:
-        return make_url(uri).render_as_string(hide_password=True)
-    except ArgumentError:
-        return uri
 
 
 def _from_server(client: MlflowClient, experiments: Sequence[str], tags: Mapping[str, str]) -> list[Run]:
@@ -99,5 +92,5 @@ def _from_database(uri: str, experiments: Sequence[str], tags: Mapping[str, str]
             engine.dispose()
     except SQLAlchemyError as error:
         told = str(error).strip().splitlines()[0]
-        raise ValueError(f"the store {without_password(uri)} cannot be read ({told})") from None
+        raise ValueError(f"the store {without_credentials(uri)} cannot be read ({told})") from None
     return list(runs.values())

@@ -6,7 +6,7 @@ import math
 import pickle
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class Outcome:
     records: dict[str, Record]
     absent: list[FoldRun]  # without a record: the run was interrupted
     failed: list[FoldRun]  # with a record that says it failed or diverged
-    unwritten: str | None  # why MLflow lacks something
+    unwritten: str | None  # what MLflow lacks, and why
     hindered: dict[str, str]  # absent ones that could not read or write, by id, and why
     limit: str | None = None  # which limit of the sweep ended it
 
@@ -209,7 +209,7 @@ def _run_locked(study: Study, uri: str | None, console: Console, retry_failed: b
     missing = [run_id for run_id in runs if run_id not in done]
     if study.sweep.budget.fold_runs is not None:
         missing = missing[: max(0, study.sweep.budget.fold_runs - len(done))]
-    tracking = TrackingThread(study, uri)
+    tracking = TrackingThread(study, uri, _teller(console))
     hindered: dict[str, str] = {}
     if missing and limit is None:
         try:
@@ -248,10 +248,15 @@ def _outcome(
         records=done,
         absent=[run for run_id, run in wanted.items() if run_id not in done],
         failed=[run for run_id, run in wanted.items() if run_id in done and done[run_id].status in BROKEN],
-        unwritten=tracking.failure,
+        unwritten=tracking.unwritten,
         hindered=hindered,
         limit=limit_reached(study.sweep, done.values()),
     )
+
+
+def _teller(console: Console) -> Callable[[str], None]:
+    """A function that tells a line, above the board where one is drawn."""
+    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _set_broken_aside(records: Records, done: dict[str, Record]) -> None:
@@ -352,7 +357,7 @@ def run_search(
         if run.warm:
             told = "1 variant" if run.warm == 1 else f"{run.warm} variants"
             console.print(f"the sampler is told of {told} recorded here on the same folds", highlight=False)
-        tracking = TrackingThread(run.study, uri)
+        tracking = TrackingThread(run.study, uri, _teller(console))
         try:
             if not run.search.done and limit_reached(study.sweep, run.done.values()) is None:
                 run.train(tracking, uri, console)

@@ -1,4 +1,5 @@
-"""Names in the MLflow record: experiments, tags, metrics, artifacts. Imports nothing, so that readers need nothing.
+"""Names in the MLflow record: experiments, tags, metrics, artifacts; and what never gets into it. Imports nothing but
+`re`, so that readers need nothing.
 
 A study (sweep + data + resolved base) is one value of the tag `study`. A *variant* run is the parent of its *fold
 runs*.
@@ -6,11 +7,14 @@ runs*.
 
 from __future__ import annotations
 
+import re
+
 # --- tags -----------------------------------------------------------------------------------------------------------
 ROLE = "role"
 VARIANT_ROLE = "variant"
 FOLD_RUN_ROLE = "fold_run"
 STUDY_ROLE = "study"  # one run per study, for what belongs to no variant: thumbnails, and the report
+UNFINISHED_ROLE = "unfinished study"  # that run while its files are being written: no reader asks for it
 REFIT_ROLE = "refit"  # a variant trained on all cells: a model to use, no result
 
 SWEEP = "sweep"  # name of the sweep file
@@ -131,3 +135,12 @@ MODEL_FILE = "model_file"  # the file that `guided predict` reads
 def experiment_name(sweep: str, data: str) -> str:
     """One experiment per sweep and data set."""
     return f"{sweep} on {data}"
+
+
+# A user, token or password, which may hold a slash where a user stands before it.
+CREDENTIALS = re.compile(r"""(\b[A-Za-z][A-Za-z0-9+.-]*://)(?:[^/@\s]+|[^/@:\s]*:[^@\s"']+)@""")
+
+
+def without_credentials(text: str) -> str:
+    """The text with what stands before the @ of a URI (user, password, token) as ***: fit to be shown and recorded."""
+    return CREDENTIALS.sub(r"\1***@", text)

@@ -24,9 +24,10 @@ from mlflow import MlflowClient
 from sweeps import schema, tracking
 from sweeps.__main__ import main
 from sweeps.records import Records
+from sweeps.schema import without_credentials
 from sweeps.spec import load_sweep
 from sweeps.study import Study, make_study
-from sweeps.tracking import Tracker, TrackingThread, without_credentials
+from sweeps.tracking import Tracker, TrackingThread
 
 SWEEP = """question: Which radius? See https://me:s3cret@wiki.example/page
 kind: ablation
@@ -134,6 +135,9 @@ def test_no_secret_reaches_the_store(made: Study, uri: str, tmp_path: Path) -> N
     [
         ("postgresql+psycopg2://me:pw@db:5432/x", "postgresql+psycopg2://***@db:5432/x"),
         ("at http://token@host and http://host", "at http://***@host and http://host"),
+        ("postgresql://me:a/b:c@host/db", "postgresql://***@host/db"),
+        ('{"at": "http://host:5000/x", "to": "me@host"}', '{"at": "http://host:5000/x", "to": "me@host"}'),
+        ("mlruns", "mlruns"),
         ("mail me@host, alpha=0.6", "mail me@host, alpha=0.6"),
         ("sqlite:////tmp/a@b/mlflow.db", "sqlite:////tmp/a@b/mlflow.db"),
     ],
