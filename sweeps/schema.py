@@ -65,6 +65,10 @@ VAL_F1_HEAD = "val/f1_macro_head"  # of the loss's own head, where it has one
 LENGTH = "embedding/length"
 GUIDE_SHIFT = "guide/shift"
 EPOCH_SECONDS = ("time/train", "time/embed", "time/validate", "time/refresh")
+# where resources.system_metrics is on; MLflow's UI has a page of its own for this prefix
+CPU_USE = "system/process_cpu_percentage"  # of one core, over the epoch; above 100 where several work
+MEMORY_USE = "system/process_memory_megabytes"  # resident, when the epoch ends; memory-mapped images count
+GPU_MEMORY_USE = "system/process_gpu_memory_megabytes"  # torch's peak in the epoch, without the CUDA context
 # once
 TEST_F1 = "test/f1_macro"
 TEST_F1_HEAD = "test/f1_macro_head"  # absent where the best epoch lies in the warm-up: the head was not trained

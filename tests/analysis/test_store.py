@@ -23,7 +23,10 @@ CHILDREN = {schema.ROLE: schema.FOLD_RUN_ROLE, schema.STUDY: "5eed"}
 def both(recorded: Recorded, tags: dict[str, str]) -> list[dict[str, store.Run]]:
     client = recorded.client
     ids = [each.experiment_id for each in client.search_experiments()]
-    found = (store._from_server(client, ids, tags), search(client, recorded.uri, ids, tags, params=True))
+    found = (
+        store.from_server(client, ids, store.where(tags), params=True),
+        search(client, recorded.uri, ids, tags, params=True),
+    )
     return [{run.id: run for run in runs} for runs in found]
 
 
