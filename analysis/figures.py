@@ -234,7 +234,7 @@ def pairs_figure(comparison: Comparison) -> Figure:
         axis.set_yticks(range(len(others)), [short(label) for label in others])
         axis.set_ylim(max(0, len(others) - 1) + 0.6, -0.6)
         axis.tick_params(axis="y", length=0)
-        axis.set_xlabel(fill(f"difference to {comparison.baseline} on the same fold, {metric_name(study)}", 70))
+        axis.set_xlabel(fill(f"difference to {comparison.baseline} on the same fold, {metric_name(study)}", 45))
     return figure
 
 

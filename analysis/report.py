@@ -143,9 +143,9 @@ def _drawings_of_settings(comparison: Comparison) -> Iterator[Drawing]:
     yield Drawing(
         "importance",
         f"Which settings matter{where}",
-        f"Importance of each setting for being among the best tenth of {len(found)} variants (PED-ANOVA), by means over "
-        "folds. It says where the good ones are, not that a setting causes it, and has no interval: with few variants "
-        "it hangs on one or two." + beside,
+        f"Importance of each setting for being among the best tenth of {len(found)} variants (PED-ANOVA), by means "
+        "over folds. It says where the good ones are, not that a setting causes it, and has no interval: with few "
+        "variants it hangs on one or two." + beside,
         lambda: figures.importance_figure(figures.importances(found)),
     )
     yield Drawing(

@@ -184,21 +184,28 @@ def show_status(
         console.print(f"no study of {escape(sweep)} under {out}; start one with `make sweep SWEEP={escape(sweep)}`")
         return False
     if watch is None:
-        console.print(_shown(studies, sync))
+        console.print(_shown(studies))
+        for lack in filter(None, (_lack(study, sync) for study in studies)):
+            console.print(lack, style="yellow", markup=False, soft_wrap=True)  # whole, to be copied
         return True
-    with Live(_shown(studies, sync), console=console, auto_refresh=False) as live:
+
+    def drawn() -> Group:
+        lacks = filter(None, (_lack(study, sync) for study in studies))
+        return Group(_shown(studies), *(Text(lack, style="yellow") for lack in lacks))
+
+    with Live(drawn(), console=console, auto_refresh=False) as live:
         while any(study["driver"] or study["states"].get(state) for study in studies for state in OPEN):
             time.sleep(watch)
             studies = status.read()
-            live.update(_shown(studies, sync), refresh=True)
+            live.update(drawn(), refresh=True)
     return True
 
 
-def _shown(studies: list[dict[str, Any]], sync: Callable[[str], str]) -> RenderableType:
-    return Group(*(part for study in studies for part in _one(study, sync)))
+def _shown(studies: list[dict[str, Any]]) -> RenderableType:
+    return Group(*(part for study in studies for part in _one(study)))
 
 
-def _one(study: dict[str, Any], sync: Callable[[str], str]) -> list[RenderableType]:
+def _one(study: dict[str, Any]) -> list[RenderableType]:
     table = Table(box=None, header_style="bold", pad_edge=False)
     score, shown_as = ("val_f1", "validation F1") if study["stage"] in SCORES else ("test_f1", "test F1")
     for name in ("variant", "finished", shown_as, "under way", "not finished"):
@@ -229,10 +236,7 @@ def _one(study: dict[str, Any], sync: Callable[[str], str]) -> list[RenderableTy
     told = f"{states} · {cost} so far · {driver}" + ("" if left is None else f" · at most {duration(left)} left{of}")
     stage = {"search": ", search: validation scores, no result", "judge": ", judgement"}.get(study["stage"], "")
     head = f" on {study['data']} · study {study['study']}{stage}"
-    shown: list[RenderableType] = [Text.assemble((study["sweep"], "bold"), head), table, Text(told)]
-    if (lack := _lack(study, sync)) is not None:
-        shown.append(Text(lack, style="yellow"))
-    return shown
+    return [Text.assemble((study["sweep"], "bold"), head), table, Text(told)]
 
 
 def _lack(study: dict[str, Any], sync: Callable[[str], str]) -> str | None:
