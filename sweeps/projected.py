@@ -39,6 +39,8 @@ class ProjectionLog:
         before = read_projected(folder)
         self._known = before if before is not None and before.store == store else Projected(store)
         self._away = self._known.away is not None
+        # A line that a kill has cut off must not take the next one with it.
+        self._cut = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
 
     def written(self, record: Record) -> None:
         """A record stands in the store; said again, nothing is added."""
@@ -61,8 +63,10 @@ class ProjectionLog:
 
     def _append(self, line: dict[str, Any]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"store": self._store, **line}, ensure_ascii=False)
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"store": self._store, **line}, ensure_ascii=False) + "\n")
+            file.write(f"\n{text}\n" if self._cut else f"{text}\n")
+        self._cut = False
 
 
 def read_projected(folder: Path) -> Projected | None:

@@ -325,15 +325,15 @@ def test_a_server_killed_in_the_middle_and_started_again_gets_all(
         return sum(f'"{kind}"' in line for line in files[0].read_text().splitlines()) if files else 0
 
     try:
-        wait_for(lambda: noted("fold_run") >= 2, 60, "fold 0 in MLflow")
+        wait_for(lambda: noted("fold_run") >= 2, 150, "fold 0 in MLflow")
         server.kill()
         (log / "killed").touch()
-        wait_for(lambda: noted("away") and len(list(out.glob("records/*/record.json"))) == 4, 60, "fold 1")
+        wait_for(lambda: noted("away") and len(list(out.glob("records/*/record.json"))) == 4, 150, "fold 1")
         assert main(["status", str(path), "--out", str(out), "--json"]) == 0
         (state,) = json.loads(capsys.readouterr().out)
         assert state["mlflow"]["lacks"] == 2 and state["mlflow"]["away"]["reason"]
         server.start()
-        wait_for(lambda: noted("back"), 60, "the server to be written again")
+        wait_for(lambda: noted("back"), 150, "the server to be written again")
         (log / "back").touch()
         printed, _ = driver.communicate(timeout=100)
         assert driver.returncode == 0, printed
