@@ -85,10 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _answer(given: argparse.Namespace) -> int:
     name = Path(given.name).stem if given.name.endswith((".yaml", ".yml")) else given.name
     uri = given.uri or default_uri(given.out)
+    cache = given.out.absolute() / "cache" / "mlflow"
     if given.command == "across":
-        sys.stdout.write(render_across(across(uri, name), given.format))
+        sys.stdout.write(render_across(across(uri, name, cache), given.format))
         return OK
-    study = load_study(uri, name, given.study)
+    study = load_study(uri, name, given.study, cache)
     if given.command == "claims":
         from analysis.claims import render_claims, verdicts  # with scikit-learn, slow to import
 
@@ -98,7 +99,7 @@ def _answer(given: argparse.Namespace) -> int:
     else:
         comparison = compare(study, given.rope)
         if given.command == "report":
-            _report(comparison, uri, given.out.absolute() / "reports" / name)
+            _report(comparison, uri, given.out.absolute() / "reports" / name, cache)
         elif given.axis or given.of != "comparison":
             table = "axis" if given.axis else given.of
             sys.stdout.write(render_details(comparison, table, given.format, given.axis or ""))
@@ -107,7 +108,7 @@ def _answer(given: argparse.Namespace) -> int:
     return OK if study.complete else INCOMPLETE
 
 
-def _report(comparison: Comparison, uri: str, folder: Path) -> None:
+def _report(comparison: Comparison, uri: str, folder: Path, cache: Path) -> None:
     """Print the table, write the report into `folder` and attach it to the study."""
     console, study = Console(highlight=False), comparison.study
     _print(comparison, console)
@@ -117,7 +118,7 @@ def _report(comparison: Comparison, uri: str, folder: Path) -> None:
 
     stability, evidence, claims, lacking = _cells(comparison, uri)
     # A judgement's report shows what the choice was made from, too.
-    searched = compare(load_study(uri, study.sweep, study.judges), comparison.rope) if study.judges else None
+    searched = compare(load_study(uri, study.sweep, study.judges, cache), comparison.rope) if study.judges else None
     page = write_report(comparison, folder, stability, evidence, claims, searched=searched)
     if lacking is not None:
         told = f"the report has no figures of cells ({escape(lacking)})"

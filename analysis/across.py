@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -27,12 +28,12 @@ class Across:
     refused: str  # why there is no Friedman test
 
 
-def across(uri: str, sweep: str, alpha: float = ALPHA) -> Across:
+def across(uri: str, sweep: str, cache: Path | None = None, alpha: float = ALPHA) -> Across:
     """Compare the variants of a sweep over the newest study of each data set (Demšar 2006).
 
     Raises ValueError where the studies differ in their baseline, and as load_study.
     """
-    studies = [load_study(uri, sweep, study) for study in newest_studies(uri, sweep)]
+    studies = [load_study(uri, sweep, study, cache) for study in newest_studies(uri, sweep)]
     baselines = sorted({study.baseline.label for study in studies})
     if len(baselines) != 1:
         raise ValueError(f"the studies of {sweep} have different baselines: {', '.join(baselines)}")

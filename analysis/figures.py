@@ -234,7 +234,7 @@ def pairs_figure(comparison: Comparison) -> Figure:
         axis.set_yticks(range(len(others)), [short(label) for label in others])
         axis.set_ylim(max(0, len(others) - 1) + 0.6, -0.6)
         axis.tick_params(axis="y", length=0)
-        axis.set_xlabel(fill(f"difference to {comparison.baseline} on the same fold, {metric_name(study)}", 70))
+        axis.set_xlabel(fill(f"difference to {comparison.baseline} on the same fold, {metric_name(study)}", 45))
     return figure
 
 
@@ -383,7 +383,7 @@ def settings_frame(comparison: Comparison) -> pd.DataFrame:
         frame[key] = (
             frame[key].astype(float)
             if numeric
-            else [json.dumps(v) if not isinstance(v, str) else v for v in frame[key]]
+            else ["" if v is None else v if isinstance(v, str) else json.dumps(v) for v in frame[key]]
         )
     return frame.loc[:, [key for key in keys if frame[key].nunique() > 1] + ["score"]]
 
@@ -410,7 +410,8 @@ def importances(settings: pd.DataFrame) -> dict[str, float]:
             log = _by_logarithm(column)
             spaces[name] = optuna.distributions.FloatDistribution(column.min(), column.max(), log=log)
         else:
-            spaces[name] = optuna.distributions.CategoricalDistribution(sorted(column.astype(str).unique()))
+            settings = settings.assign(**{name: _levels(column)})
+            spaces[name] = optuna.distributions.CategoricalDistribution(sorted(settings[name].unique()))
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -451,7 +452,7 @@ def parallel_figure(settings: pd.DataFrame, metric: str, most: int = 400) -> Fig
     heights, ticks = {}, {}
     for name in settings.columns:
         heights[name], ticks[name] = _upright(settings[name])
-    colours = plt.get_cmap("cividis")(np.clip(heights["score"], 0, 1))
+    colours = plt.get_cmap("cividis_r")(0.1 + 0.9 * heights["score"])  # the best dark: what is pale fades on white
     with plt.rc_context(RC):
         figure, axis = plt.subplots(figsize=(max(4.5, 1.5 * len(settings.columns)), 3.6), layout="constrained")
         places = np.arange(len(settings.columns))
@@ -474,28 +475,55 @@ def parallel_figure(settings: pd.DataFrame, metric: str, most: int = 400) -> Fig
     return figure
 
 
+def _levels(column: pd.Series) -> pd.Series:
+    """A setting that is text, or a number that some variants do not have, as few words: every number a level of its own
+    would look decisive wherever the best ones differ in it."""
+    if column.dtype != float:
+        return column.astype(str)
+    thirds = pd.cut(column.rank(pct=True), [0, 1 / 3, 2 / 3, 1], labels=["low", "middle", "high"])
+    return thirds.astype(object).where(column.notna(), "absent").astype(str)
+
+
 def _by_logarithm(values: pd.Series) -> bool:
     """Whether values are spread over powers: positive, over a range of 50, most of them low in it."""
     return bool(values.min() > 0 and values.max() / values.min() >= 50 and values.median() < values.max() / 5)
 
 
+ABSENT_HEIGHT = -0.14  # below the axis: a variant without the setting, whose line must not break there
+
+
 def _upright(column: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """Heights in 0..1 of a column's values, and labelled heights; values of a wide positive range go by logarithm."""
+    """Heights in 0..1 of a column's values, and labelled heights; values of a wide positive range go by logarithm. What
+    is NaN or empty stands at ABSENT_HEIGHT."""
+    absent = column.isna() if column.dtype == float else column == ""
+    given = column[~absent]
+    ticks: list[tuple[float, str]] = [(ABSENT_HEIGHT, "absent")] if absent.any() else []
+    heights = np.full(len(column), ABSENT_HEIGHT)
     if column.dtype != float:
-        labels = sorted(column.astype(str).unique())
+        labels = sorted(given.astype(str).unique())
         spread = np.linspace(0, 1, len(labels)) if len(labels) > 1 else np.array([0.5])
         at = dict(zip(labels, spread, strict=True))
-        return column.astype(str).map(at).to_numpy(dtype=float), [
-            (float(at[label]), short(label, 18)) for label in labels
-        ]
-    low, high = float(column.min()), float(column.max())
-    if low == high or np.isnan(low):
-        return np.full(len(column), 0.5), [(0.5, f"{low:g}")]
-    log = _by_logarithm(column)
+        heights[~absent] = given.astype(str).map(at).to_numpy(dtype=float)
+        return heights, ticks + [(float(at[label]), short(label, 18)) for label in labels]
+    low, high = float(given.min()), float(given.max())
+    if given.empty or low == high:
+        heights[~absent] = 0.5
+        return heights, ticks + [(0.5, f"{low:g}")] * (not given.empty)
+    log = _by_logarithm(given)
     change = np.log if log else np.asarray
-    values = (change(column.to_numpy()) - change(low)) / (change(high) - change(low))
-    shown = np.geomspace(low, high, 4) if log else np.linspace(low, high, 4)
-    return values, [(float((change(v) - change(low)) / (change(high) - change(low))), f"{v:.3g}") for v in shown]
+
+    def place(values: Any) -> Any:
+        return (change(values) - change(low)) / (change(high) - change(low))
+
+    heights[~absent] = place(given.to_numpy())
+    # Where there are few values these are labelled, but for those too close to the last one.
+    shown = np.sort(given.unique())
+    if len(shown) > 6:
+        shown = np.geomspace(low, high, 4) if log else np.linspace(low, high, 4)
+    for value in shown:
+        if not ticks or place(value) - ticks[-1][0] >= 0.07:
+            ticks.append((float(place(value)), f"{value:.3g}"))
+    return heights, ticks
 
 
 def _draw_difference(axis: Axes, place: int, row: pd.Series, colour: str) -> None:

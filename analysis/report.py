@@ -143,14 +143,15 @@ def _drawings_of_settings(comparison: Comparison) -> Iterator[Drawing]:
     yield Drawing(
         "importance",
         f"Which settings matter{where}",
-        "Importance of each setting for being among the best tenth of variants (PED-ANOVA), from the means over "
-        "folds. It says where the good ones are, not that a setting causes it, and has no interval." + beside,
+        f"Importance of each setting for being among the best tenth of {len(found)} variants (PED-ANOVA), by means "
+        "over folds. It says where the good ones are, not that a setting causes it, and has no interval: with few "
+        "variants it hangs on one or two." + beside,
         lambda: figures.importance_figure(figures.importances(found)),
     )
     yield Drawing(
         "parallel",
         f"Settings and scores{where}",
-        "One line a variant, light where its mean is high." + beside,
+        "One line a variant, dark where its mean is high; absent: a setting that the variant does not have." + beside,
         lambda: figures.parallel_figure(found, figures.metric_name(study)),
     )
 

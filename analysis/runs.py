@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 
-from analysis.store import Run, search, without_password
+from analysis.cache import search_cached
+from analysis.store import Run, is_database, search
 from sweeps import schema
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -103,8 +104,9 @@ def default_uri(out: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.absolute() / 'mlflow.db'}"
 
 
-def load_study(uri: str, sweep: str, study: str | None = None) -> StudyRuns:
-    """Read one study of `sweep`: the one named, else the one that was started last; of a search, its judgement.
+def load_study(uri: str, sweep: str, study: str | None = None, cache: Path | None = None) -> StudyRuns:
+    """Read one study of `sweep`: the one named, else the one that was started last; of a search, its judgement. What
+    has finished of a tracking server is kept in the folder `cache`, if one is given.
 
     The metric of a search is the validation macro-F1 that it chose by. Raises ValueError for a sweep or study that is
     not there (with the nearest name), and for a record that cannot be
@@ -117,7 +119,7 @@ def load_study(uri: str, sweep: str, study: str | None = None) -> StudyRuns:
     wanted = {schema.ROLE: schema.VARIANT_ROLE, schema.SWEEP: sweep}
     parents = search(client, uri, ids, wanted, params=True) if ids else []
     if not parents:
-        raise ValueError(f"no runs of sweep {sweep!r} in {without_password(uri)}; {_known(client, sweep)}")
+        raise ValueError(f"no runs of sweep {sweep!r} in {schema.without_credentials(uri)}; {_known(client, sweep)}")
     started = {run.tags[schema.STUDY]: run.tags[schema.STARTED] for run in parents}
     # What a search trained in order to choose is read by its id only: the folds that chose a winner flatter it.
     chosen_from = {run.tags[schema.STUDY] for run in parents if run.tags.get(schema.STAGE) == schema.SEARCH}
@@ -133,7 +135,11 @@ def load_study(uri: str, sweep: str, study: str | None = None) -> StudyRuns:
         raise ValueError(f"sweep {sweep!r} has no study {chosen!r}; it has: {held}")
     parents = [run for run in parents if run.tags[schema.STUDY] == chosen]
     parents.sort(key=lambda run: int(run.tags[schema.ORDER]))
-    children = search(client, uri, ids, {schema.ROLE: schema.FOLD_RUN_ROLE, schema.STUDY: chosen}, params=False)
+    of_study = {schema.ROLE: schema.FOLD_RUN_ROLE, schema.STUDY: chosen}
+    if cache is None or is_database(uri):
+        children = search(client, uri, ids, of_study, params=False)
+    else:
+        children = search_cached(client, uri, ids, of_study, cache)
     _refuse_gaps(parents, children)
     variants = tuple(_variant(run) for run in parents)
     baselines = [variant.label for variant in variants if variant.baseline]
@@ -177,7 +183,7 @@ def newest_studies(uri: str, sweep: str) -> list[str]:
         place = run.tags[schema.DATA_NAME], run.tags[schema.DATA_FINGERPRINT]
         newest[place] = max(newest.get(place, ("", "")), (run.tags[schema.STARTED], run.tags[schema.STUDY]))
     if not newest:
-        raise ValueError(f"no study of sweep {sweep!r} in {without_password(uri)}; {_known(client, sweep)}")
+        raise ValueError(f"no study of sweep {sweep!r} in {schema.without_credentials(uri)}; {_known(client, sweep)}")
     return [study for _, (_, study) in sorted(newest.items())]
 
 

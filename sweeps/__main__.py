@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -217,9 +218,9 @@ def _run(given: argparse.Namespace, console: Console) -> int:
     from sweeps.tracking import default_uri
 
     uri = None if given.no_mlflow else given.uri or default_uri(study.out)
-    retry = given.retry_failed
+    retry, sync = given.retry_failed, _sync_command(given.sweep, given.out, given.uri)
     if study.sweep.search is None:
-        return _ended(study, run_study(study, uri, console, retry_failed=retry), uri, console)
+        return _ended(study, run_study(study, uri, console, retry_failed=retry), uri, sync, console)
 
     from sweeps.engine import run_search
     from sweeps.judge import earlier_judgements, judgement, winner_of
@@ -228,7 +229,7 @@ def _run(given: argparse.Namespace, console: Console) -> int:
     search, outcome, settings = searched.search, searched.outcome, study.sweep.search.settings
     ranking = search.ranking()
     _show_ranking(search, [objective.metric for objective in settings.objectives], console)
-    code = _ended(searched.study, outcome, uri, console)
+    code = _ended(searched.study, outcome, uri, sync, console)
     count = sum(not standing.source for standing in ranking)
     if not search.done:
         console.print(f"the search has asked for {count} of {settings.variants} variants and is not done")
@@ -258,7 +259,7 @@ def _run(given: argparse.Namespace, console: Console) -> int:
             f"[yellow]note[/yellow] {earlier} other winners were judged on these groups before; choosing among them by "
             "what is seen here would be optimistic"
         )
-    return max(code, _ended(judged, run_study(judged, uri, console, retry_failed=retry), uri, console))
+    return max(code, _ended(judged, run_study(judged, uri, console, retry_failed=retry), uri, sync, console))
 
 
 def _show_ranking(search: Search, metrics: Sequence[str], console: Console) -> None:
@@ -289,8 +290,18 @@ def _show_ranking(search: Search, metrics: Sequence[str], console: Console) -> N
         console.print(f"and {len(ranking) - 10} more")
 
 
-def _ended(study: Study, outcome: Outcome, uri: str | None, console: Console) -> int:
-    """Say how a study ended; returns the exit code."""
+def _sync_command(sweep: str, out: Path, uri: str | None) -> str:
+    """What to type so that MLflow gets what it lacks."""
+    words = [*program("sweeps", COMMAND).split(), "sync", sweep]
+    if out != Path("runs"):
+        words += ["--out", str(out)]
+    if uri is not None and uri != f"sqlite:///{out.absolute() / 'mlflow.db'}":
+        words += ["--uri", schema.without_credentials(uri)]
+    return shlex.join(words)
+
+
+def _ended(study: Study, outcome: Outcome, uri: str | None, sync: str, console: Console) -> int:
+    """Say how a study ended; returns the exit code. `sync` is the command that writes what MLflow lacks."""
     for run in outcome.failed:
         record = outcome.records[run.id]
         console.print(f"[red]{record.status}[/red] {escape(run.name)}: {escape(record.reason)}", soft_wrap=True)
@@ -302,17 +313,14 @@ def _ended(study: Study, outcome: Outcome, uri: str | None, console: Console) ->
             console.print(f"[red]not trained[/red] {escape(told)}", soft_wrap=True)
     if outcome.unwritten:
         console.print(
-            f"[yellow]MLflow lacks some of the record[/yellow] ({escape(outcome.unwritten)}); nothing is lost, "
-            "the same command writes it later",
+            f"[yellow]MLflow lacks some of the record[/yellow]: {escape(outcome.unwritten)}; nothing is lost, "
+            f"`{escape(sync)}` writes it",
             soft_wrap=True,
         )
     console.print(f"[dim]records {study.out / 'records'}[/dim]", soft_wrap=True)
     if uri is not None:
-        from sweeps.tracking import without_credentials
-
-        console.print(
-            f"[dim]MLflow  {escape(without_credentials(uri))} (look at it with `make ui`)[/dim]", soft_wrap=True
-        )
+        shown = escape(schema.without_credentials(uri))
+        console.print(f"[dim]MLflow  {shown} (look at it with `make ui`)[/dim]", soft_wrap=True)
     if outcome.absent:
         if outcome.limit:
             console.print(f"[yellow]{escape(outcome.limit)}[/yellow]", soft_wrap=True)
@@ -326,15 +334,22 @@ def _status(given: argparse.Namespace, console: Console) -> int:
     from sweeps.status import show_status
 
     name = find_sweep(given.sweep).stem
-    told = show_status(given.out.absolute(), name, console, as_json=given.json, watch=given.watch, price=given.price)
+    told = show_status(
+        given.out.absolute(),
+        name,
+        console,
+        as_json=given.json,
+        watch=given.watch,
+        price=given.price,
+        sync=lambda store: _sync_command(given.sweep, given.out, store),
+    )
     return OK if told else WRONG
 
 
 def _sync(given: argparse.Namespace, console: Console) -> int:
-    from sweeps import schema
     from sweeps.records import Records
     from sweeps.study import read_study
-    from sweeps.tracking import FAILURES, Tracker, default_uri, without_credentials
+    from sweeps.tracking import FAILURES, Tracker, default_uri
 
     out, name = given.out.absolute(), Path(given.sweep).stem
     studies = [read_study(path.parent) for path in sorted((out / "studies").glob(f"{name}-*/study.json"))]
@@ -350,7 +365,7 @@ def _sync(given: argparse.Namespace, console: Console) -> int:
         try:
             written = Tracker(study, uri).sync(records, given_up)
         except FAILURES as error:
-            told = without_credentials(str(error).strip().splitlines()[0])
+            told = schema.without_credentials(str(error).strip().splitlines()[0])
             console.print(
                 f"[yellow]MLflow lacks some of study {study.id}[/yellow] ({escape(told)}); nothing is lost, the same "
                 "command writes it later",

@@ -7,7 +7,7 @@ import pickle
 import shutil
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Outcome:
     records: dict[str, Record]
     absent: list[FoldRun]  # without a record: the run was interrupted
     failed: list[FoldRun]  # with a record that says it failed or diverged
-    unwritten: str | None  # why MLflow lacks something
+    unwritten: str | None  # what MLflow lacks, and why
     hindered: dict[str, str]  # absent ones that could not read or write, by id, and why
     limit: str | None = None  # which limit of the sweep ended it
 
@@ -235,7 +235,7 @@ def _run_locked(study: Study, uri: str | None, console: Console, retry_failed: b
     missing = [run_id for run_id in runs if run_id not in done]
     if study.sweep.budget.fold_runs is not None:
         missing = missing[: max(0, study.sweep.budget.fold_runs - len(done))]
-    tracking = TrackingThread(study, uri)
+    tracking = TrackingThread(study, uri, _teller(console))
     hindered: dict[str, str] = {}
     if missing and limit is None:
         try:
@@ -274,10 +274,15 @@ def _outcome(
         records=done,
         absent=[run for run_id, run in wanted.items() if run_id not in done],
         failed=[run for run_id, run in wanted.items() if run_id in done and done[run_id].status in BROKEN],
-        unwritten=tracking.failure,
+        unwritten=tracking.unwritten,
         hindered=hindered,
         limit=limit_reached(study.sweep, records, wanted, _of(wanted, done)),
     )
+
+
+def _teller(console: Console) -> Callable[[str], None]:
+    """A function that tells a line, above the board where one is drawn."""
+    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _set_aside(records: Records, done: dict[str, Record], statuses: Collection[str]) -> None:
@@ -379,7 +384,7 @@ def run_search(
         for source, count in Counter(run.warm.values()).items():
             told = "1 variant competes" if count == 1 else f"{count} variants compete"
             console.print(f"{told} as recorded by {source}", highlight=False, markup=False)
-        tracking = TrackingThread(run.study, uri)
+        tracking = TrackingThread(run.study, uri, _teller(console))
         try:
             if not run.search.done and run.limit is None:
                 run.train(tracking, uri, console)

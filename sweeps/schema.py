@@ -1,4 +1,5 @@
-"""Names in the MLflow record: experiments, tags, metrics, artifacts. Imports nothing, so that readers need nothing.
+"""Names in the MLflow record: experiments, tags, metrics, artifacts; and what never gets into it. Imports nothing but
+`re`, so that readers need nothing.
 
 A study (sweep + data + resolved base) is one value of the tag `study`. A *variant* run is the parent of its *fold
 runs*.
@@ -6,11 +7,14 @@ runs*.
 
 from __future__ import annotations
 
+import re
+
 # --- tags -----------------------------------------------------------------------------------------------------------
 ROLE = "role"
 VARIANT_ROLE = "variant"
 FOLD_RUN_ROLE = "fold_run"
 STUDY_ROLE = "study"  # one run per study, for what belongs to no variant: thumbnails, and the report
+UNFINISHED_ROLE = "unfinished study"  # that run while its files are being written: no reader asks for it
 REFIT_ROLE = "refit"  # a variant trained on all cells: a model to use, no result
 
 SWEEP = "sweep"  # name of the sweep file
@@ -61,6 +65,10 @@ VAL_F1_HEAD = "val/f1_macro_head"  # of the loss's own head, where it has one
 LENGTH = "embedding/length"
 GUIDE_SHIFT = "guide/shift"
 EPOCH_SECONDS = ("time/train", "time/embed", "time/validate", "time/refresh")
+# where resources.system_metrics is on; MLflow's UI has a page of its own for this prefix
+CPU_USE = "system/process_cpu_percentage"  # of one core, over the epoch; above 100 where several work
+MEMORY_USE = "system/process_memory_megabytes"  # resident, when the epoch ends; memory-mapped images count
+GPU_MEMORY_USE = "system/process_gpu_memory_megabytes"  # torch's peak in the epoch, without the CUDA context
 # once
 TEST_F1 = "test/f1_macro"
 TEST_F1_HEAD = "test/f1_macro_head"  # absent where the best epoch lies in the warm-up: the head was not trained
@@ -131,3 +139,12 @@ MODEL_FILE = "model_file"  # the file that `guided predict` reads
 def experiment_name(sweep: str, data: str) -> str:
     """One experiment per sweep and data set."""
     return f"{sweep} on {data}"
+
+
+# A user, token or password, which may hold a slash where a user stands before it.
+CREDENTIALS = re.compile(r"""(\b[A-Za-z][A-Za-z0-9+.-]*://)(?:[^/@\s]+|[^/@:\s]*:[^@\s"']+)@""")
+
+
+def without_credentials(text: str) -> str:
+    """The text with what stands before the @ of a URI (user, password, token) as ***: fit to be shown and recorded."""
+    return CREDENTIALS.sub(r"\1***@", text)

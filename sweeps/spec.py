@@ -58,6 +58,7 @@ class Resources(Strict):
     cpus: Annotated[int, Field(ge=1)] = 1  # also torch's threads
     gpus: Annotated[float, Field(ge=0)] = 0
     workers: Annotated[int, Field(ge=1)] | None = None  # fold runs at a time; None: as many as fit
+    system_metrics: bool = False  # record CPU, memory and GPU memory of every fold run, per epoch
 
 
 class Objective(Strict):

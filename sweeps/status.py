@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from sweeps import schema
 from sweeps.asked import ASKED, read_log
 from sweeps.board import duration
 from sweeps.lock import holder
+from sweeps.projected import read_projected
 from sweeps.records import BROKEN, PROGRESS, CorruptRecord, FoldRun, Record, Records
 from sweeps.study import Study, read_study
 
@@ -36,7 +39,8 @@ class Status:
         self._seen: dict[tuple[str, int], Record] = {}
 
     def read(self) -> list[dict[str, Any]]:
-        """One mapping a study, fit for JSON: driver, states, cost, seconds left, variants with their fold runs.
+        """One mapping a study, fit for JSON: driver, states, cost, seconds left, what MLflow lacks, variants
+        with their fold runs.
 
         The seconds left of a variant are those of the fold runs that it still needs once they run, as many at a time
         as it has under way now; in a search they are an upper bound, since it may be stopped or raced out.
@@ -73,8 +77,22 @@ class Status:
             "states": dict(states),
             "cost": cost,
             "seconds_left": _left(runs, pace),
+            "mlflow": self._mlflow(study),
             "variants": variants,
         }
+
+    def _mlflow(self, study: Study) -> dict[str, Any] | None:
+        """What the store lacks of the records; None where none was ever written."""
+        known = read_projected(study.folder)
+        if known is None:
+            return None
+        records = []
+        for run in study.fold_runs:
+            with suppress(CorruptRecord):  # which its variant's row tells
+                if (record := self._record(Records(study.out), run.id)) is not None:
+                    records.append(record)
+        away = None if known.away is None else {"reason": known.away, "seconds": time.time() - known.since}
+        return {"store": known.store, "lacks": known.lacking(records), "away": away}
 
     def _fold_run(self, study: Study, run: FoldRun) -> dict[str, Any]:
         told: dict[str, Any] = {"partition": run.partition, "fold": run.fold, "seed": run.seed}
@@ -162,10 +180,12 @@ def show_status(
     as_json: bool = False,
     watch: float | None = None,
     price: float | None = None,
+    sync: Callable[[str], str],
 ) -> bool:
     """Print the state of every study of `sweep` under `out`, again every `watch` seconds until Ctrl-C if given.
 
-    `price` is that of an hour of a GPU, or of a CPU where none is used. Returns False where there is no study.
+    `price` is that of an hour of a GPU, or of a CPU where none is used; `sync` gives the command that writes what an
+    MLflow store lacks. Returns False where there is no study.
     """
     status = Status(out, sweep, price)
     studies = status.read()
@@ -177,12 +197,19 @@ def show_status(
         return False
     if watch is None:
         console.print(_shown(studies))
+        for lack in filter(None, (_lack(study, sync) for study in studies)):
+            console.print(lack, style="yellow", markup=False, soft_wrap=True)  # whole, to be copied
         return True
-    with Live(_shown(studies), console=console, auto_refresh=False) as live:
+
+    def drawn() -> Group:
+        lacks = filter(None, (_lack(study, sync) for study in studies))
+        return Group(_shown(studies), *(Text(lack, style="yellow") for lack in lacks))
+
+    with Live(drawn(), console=console, auto_refresh=False) as live:
         while any(study["driver"] or study["states"].get(state) for study in studies for state in OPEN):
             time.sleep(watch)
             studies = status.read()
-            live.update(_shown(studies), refresh=True)
+            live.update(drawn(), refresh=True)
     return True
 
 
@@ -223,3 +250,18 @@ def _one(study: dict[str, Any]) -> list[RenderableType]:
     stage = {"search": ", search: validation scores, no result", "judge": ", judgement"}.get(study["stage"], "")
     head = f" on {study['data']} · study {study['study']}{stage}"
     return [Text.assemble((study["sweep"], "bold"), head), table, Text(told)]
+
+
+def _lack(study: dict[str, Any], sync: Callable[[str], str]) -> str | None:
+    """What MLflow lacks and what becomes of it; None where it lacks nothing."""
+    known = study["mlflow"]
+    if known is None or not (known["lacks"] or known["away"]):
+        return None
+    lacks = f"MLflow lacks {'1 fold run' if known['lacks'] == 1 else str(known['lacks']) + ' fold runs'}"
+    if study["driver"] is None:
+        why = "" if known["away"] is None else f" ({known['away']['reason']})"
+        return f"{lacks}{why}; nothing is lost, `{sync(known['store'])}` writes it"
+    if known["away"] is None:
+        return None  # the driver is about to write it
+    away = known["away"]
+    return f"{lacks}: away for {duration(away['seconds'])}, tried again meanwhile ({away['reason']})"

@@ -13,13 +13,13 @@ import json
 import logging
 import os
 import queue
-import re
 import subprocess
 import threading
 import time
 import warnings
-from collections import defaultdict
-from collections.abc import Set
+from collections import defaultdict, deque
+from collections.abc import Callable, Set
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,7 +37,9 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from sweeps import schema
+from sweeps.projected import Projected, ProjectionLog, ended_at, read_projected
 from sweeps.records import Record, Records
+from sweeps.schema import without_credentials
 from sweeps.spec import Variant, flat
 from sweeps.study import Study
 from sweeps.thumbnails import write_thumbnails
@@ -52,17 +54,13 @@ for name in ("mlflow.store.db.utils", "alembic"):
 FAILURES = (MlflowException, SQLAlchemyError, OSError)
 BATCH = 900  # MLflow takes at most 1,000 metrics a request
 MOST_DIFF = 500_000  # characters of an uncommitted change that are kept
-CREDENTIALS = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^/@\s]+@")
+# Seconds between two tries of a store that has failed; doubled from try to try.
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 120.0
 
 
 def default_uri(out: Path) -> str:
     """MLFLOW_TRACKING_URI, else an SQLite store under OUT (an absolute path: Tune changes the working directory)."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.absolute() / 'mlflow.db'}"
-
-
-def without_credentials(text: str) -> str:
-    """The text with what stands before the @ of a URI (user, password, token) as ***."""
-    return CREDENTIALS.sub(r"\1***@", text)
 
 
 class Tracker:
@@ -71,7 +69,7 @@ class Tracker:
     def __init__(self, study: Study, uri: str) -> None:
         self._study = study
         self._client = MlflowClient(tracking_uri=uri)
-        self._records = Records(study.out)
+        self.log = ProjectionLog(study.folder, without_credentials(uri))
         self._common = _common_tags(study)
         self._input = _dataset_input(study)
         self._experiment = self._make_experiment(uri)
@@ -166,13 +164,13 @@ class Tracker:
     def is_projected(self, record: Record) -> bool:
         """Whether the projection of this very record has ended well; a fold run that was retried has a newer one."""
         child = self._children.get(record.id)
-        return child is not None and child.info.end_time == _ended(record)
+        return child is not None and child.info.end_time == ended_at(record)
 
     def project(self, record: Record) -> None:
         """Write one fold run: nested under its variant, its curves, scores, tags and files."""
         study = self._study
         variant, run = self._place[record.id]
-        began, ended = int(1000 * record.details["began"]), _ended(record)
+        began, ended = int(1000 * record.details["began"]), ended_at(record)
         tags = {
             **self._common,
             schema.ROLE: schema.FOLD_RUN_ROLE,
@@ -224,11 +222,12 @@ class Tracker:
         status = {"finished": "FINISHED", "stopped": "KILLED"}.get(record.status, "FAILED")
         self._client.set_terminated(mlflow_id, status, end_time=ended)
         self._children[run.id] = self._client.get_run(mlflow_id)
+        self.log.written(record)
 
     def close(self, records: dict[str, Record], given_up: Set[str] = frozenset()) -> None:
         """Aggregate each variant over its folds and set its state; only a complete variant gets a mean. `given_up` are
         the labels of variants that a search will not complete."""
-        now = max((_ended(record) for record in records.values()), default=0)
+        now = max((ended_at(record) for record in records.values()), default=0)
         for variant in self._study.sweep.variants:
             runs = self._study.runs_of(variant)
             finished = {run: records[run.id] for run in runs if run.id in records}
@@ -263,6 +262,9 @@ class Tracker:
         study = self._study
         if self._search((schema.ROLE, schema.STUDY_ROLE), (schema.STUDY, study.id)):
             return
+        unfinished = {schema.ROLE: schema.UNFINISHED_ROLE, schema.STUDY: study.id}
+        for run in self._search(*unfinished.items()):
+            self._client.delete_run(run.info.run_id)
         tags = {
             **self._common,
             schema.ROLE: schema.STUDY_ROLE,
@@ -273,18 +275,23 @@ class Tracker:
             if diff := _uncommitted():
                 (Path(folder) / schema.DIFF).write_text(diff, encoding="utf-8")
             # Found only when whole: the tags that name it come last.
-            run = self._client.create_run(self._experiment, run_name=f"study {study.sweep.name}")
+            run = self._client.create_run(self._experiment, tags=unfinished, run_name=f"study {study.sweep.name}")
             self._client.log_artifacts(run.info.run_id, folder)
         self._client.log_batch(run.info.run_id, tags=_run_tags(tags))
         self._client.set_terminated(run.info.run_id)
 
     def sync(self, records: dict[str, Record], given_up: Set[str] = frozenset()) -> int:
         """Project every record that is not yet in MLflow and close the variants; returns how many were missing."""
-        missing = [record for record in records.values() if not self.is_projected(record)]
-        for record in missing:
-            self.project(record)
+        missing = 0
+        for record in records.values():
+            if self.is_projected(record):
+                self.log.written(record)
+            else:
+                self.project(record)
+                missing += 1
         self.close(records, given_up)
-        return len(missing)
+        self.log.back()
+        return missing
 
 
 def log_refit(refit: Refit, model: GuidedModel, uri: str) -> str:
@@ -350,26 +357,24 @@ def _log_network(refit: Refit, model: GuidedModel, run_id: str, uri: str) -> Non
 
 
 class TrackingThread:
-    """Projects records as they come, beside the sweep. A store that fails is remembered and left alone: the sweep
-    goes on, and `unwritten` says what a later `sync` has to bring. Without a URI nothing is projected."""
+    """Projects records as they come, beside the sweep, which never waits for it. A store that fails is tried again,
+    after a longer pause each time, and what it lacks waits; `tell` is called once when it goes away and once when it is
+    back. Without a URI nothing is projected."""
 
-    def __init__(self, study: Study, uri: str | None) -> None:
-        self._study, self._uri = study, uri
+    def __init__(self, study: Study, uri: str | None, tell: Callable[[str], None]) -> None:
+        self._study, self._uri, self._tell = study, uri, tell
         self._records = Records(study.out)
         self._inbox: queue.Queue[str | None] = queue.Queue()
-        self.failure: str | None = None
-        self.unwritten: list[str] = []
+        self._waiting: deque[str] = deque()
         self._tracker: Tracker | None = None
-        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._failure: str | None = None
+        self._thread = threading.Thread(target=self._work, args=(uri,), name="tracking", daemon=True)
+        self.unwritten: str | None = None  # after `finish`: what MLflow lacks, and why
 
     def start(self) -> None:
-        """Open the store; it is created and migrated here, before any fold run starts."""
+        """Open the store, behind what the sweep does meanwhile."""
         if self._uri is not None:
-            try:
-                self._tracker = Tracker(self._study, self._uri)
-            except FAILURES as error:
-                self.failure = _line(error)
-        self._thread.start()
+            self._thread.start()
 
     def grow(self, study: Study) -> None:
         """Take in the variants that a search has added."""
@@ -379,45 +384,84 @@ class TrackingThread:
         """A fold run has left its record."""
         self._inbox.put(run_id)
 
-    def _work(self) -> None:
-        while (run_id := self._inbox.get()) is not None:
-            if self._tracker is None or self.failure is not None:
-                self.unwritten.append(run_id)
-                continue
-            record = self._records.read(run_id)
-            if record is None:
+    def _work(self, uri: str) -> None:
+        pause, due = FIRST_PAUSE, time.monotonic()
+        while True:
+            idle = not self._waiting and self._tracker is not None
+            try:
+                run_id = self._inbox.get(timeout=None if idle else max(0.0, due - time.monotonic()))
+            except queue.Empty:
+                pass
+            else:
+                if run_id is None:
+                    return
+                self._waiting.append(run_id)
+            if time.monotonic() < due:
                 continue
             try:
-                self._tracker.grow(self._study)
-                self._tracker.project(record)
+                self._write(uri)
             except FAILURES as error:
-                self.failure = _line(error)
-                self.unwritten.append(run_id)
+                self._went_away(uri, _line(error))
+                due, pause = time.monotonic() + pause, min(2 * pause, LONGEST_PAUSE)
+            else:
+                pause = FIRST_PAUSE
+
+    def _write(self, uri: str) -> None:
+        tracker, waited = self._open(uri), len(self._waiting)
+        while self._waiting:
+            record = self._records.read(self._waiting[0])
+            if record is not None and not tracker.is_projected(record):
+                tracker.project(record)
+            self._waiting.popleft()
+        tracker.log.back()
+        if self._failure is not None:
+            self._failure = None
+            self._tell(f"MLflow is back; written of what had waited: {_counted(waited)}")
+
+    def _open(self, uri: str) -> Tracker:
+        if self._tracker is None:
+            self._tracker = Tracker(self._study, uri)
+        self._tracker.grow(self._study)
+        return self._tracker
+
+    def _went_away(self, uri: str, reason: str) -> None:
+        self._tracker = None  # one cannot know what of the last request the store has: it is read anew
+        self._waiting.rotate(-1)  # a record that the store refuses shall not hold up the others
+        self._note(uri, reason)
+        if self._failure is None:
+            self._tell(f"MLflow is away ({reason}); the sweep goes on, its records wait and are tried again")
+        self._failure = reason
+
+    def _note(self, uri: str, reason: str) -> Projected:
+        """Leave word for `status`, and return what the store is known to hold."""
+        store = without_credentials(uri)
+        with suppress(OSError):  # of a full disk: `status` then tells less, and the sweep goes on
+            ProjectionLog(self._study.folder, store).away(reason)
+        known = read_projected(self._study.folder)
+        return known if known is not None and known.store == store else Projected(store)
 
     def finish(self, records: dict[str, Record], given_up: Set[str] = frozenset()) -> None:
-        """Wait for what is under way, then bring MLflow up to all records; a store that is back is used again."""
-        self._inbox.put(None)
-        self._thread.join()
+        """Wait for what is under way, then bring MLflow up to all records, once more also where it was away."""
         if self._uri is None:
             return
+        self._inbox.put(None)
+        self._thread.join()
         try:
-            # After a failure one cannot know what the store has: it is read anew.
-            tracker = self._tracker if self._tracker and not self.failure else Tracker(self._study, self._uri)
-            tracker.grow(self._study)
-            tracker.sync(records, given_up)
+            self._open(self._uri).sync(records, given_up)
         except FAILURES as error:
-            self.failure = _line(error)
-            return
-        self.failure, self.unwritten = None, []
+            reason = _line(error)
+            lacking = self._note(self._uri, reason).lacking(records.values())
+            told = f"{lacking} of {_counted(len(records))}" if lacking else "the means of the variants"
+            self.unwritten = f"{told} ({reason})"
 
 
-def _ended(record: Record) -> int:
-    """Milliseconds since the epoch, MLflow's unit."""
-    return int(1000 * record.details["ended"])
+def _counted(fold_runs: int) -> str:
+    return "1 fold run" if fold_runs == 1 else f"{fold_runs} fold runs"
 
 
 def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    told = str(error).strip()
+    return without_credentials(f"{type(error).__name__}: {told.splitlines()[0] if told else 'no message'}")
 
 
 def _run_tags(tags: dict[str, str]) -> list[RunTag]:

@@ -29,6 +29,7 @@ from sweeps.attempt import Attempt, attempts_in
 from sweeps.place import NODE_DATA, node_copy
 from sweeps.records import PROGRESS, FoldRun, Records
 from sweeps.study import Study, read_study
+from sweeps.usage import Usage, with_usage
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what another try would meet again
 CONTEXT_BYTES = 700 * 2**20  # what a process's CUDA context takes of the GPU besides torch's memory
@@ -78,7 +79,9 @@ class FoldRunTrial(Trainable):
             checkpoint=self._records.checkpoint(self._fold_run.id),
             warmups=study.warmups if self._shares_warmup() else None,
         )
-        self._attempt = Attempt.begin(self._records.checkpoint(self._fold_run.id))
+        checkpoint = self._records.checkpoint(self._fold_run.id)
+        self._attempt = Attempt.begin(checkpoint)
+        self._usage = Usage(checkpoint, resources.device) if resources.system_metrics else None
 
     def _shares_warmup(self) -> bool:
         """Whether another variant of the study passes through the same warm-up, on every fold."""
@@ -131,6 +134,8 @@ class FoldRunTrial(Trainable):
     def _report(self, epoch: Epoch) -> dict[str, Any]:
         folder = self._records.checkpoint(self._fold_run.id)
         self._attempt.trained(int(epoch["epoch"]))
+        if self._usage is not None:
+            self._usage.note(int(epoch["epoch"]))
         told = {"epoch": int(epoch["epoch"]), "val_f1": epoch[schema.VAL_F1], "length": epoch[schema.LENGTH]}
         temporary = folder / f"{PROGRESS}-{os.getpid()}"
         self._seconds += sum(epoch[part] for part in schema.EPOCH_SECONDS)
@@ -156,7 +161,7 @@ class FoldRunTrial(Trainable):
             run,
             "finished",
             metrics=result.metrics,
-            history=result.history,
+            history=self._measured(result.history),
             details={
                 **self._details(),
                 "classifier": result.classifier,
@@ -183,7 +188,8 @@ class FoldRunTrial(Trainable):
 
     def _diverge(self, error: Diverged) -> dict[str, Any]:
         details = {**self._details(), "notes": []}
-        self._records.write(self._fold_run, "diverged", reason=str(error), history=error.history, details=details)
+        history = self._measured(error.history)
+        self._records.write(self._fold_run, "diverged", reason=str(error), history=history, details=details)
         self._records.drop_checkpoint(self._fold_run.id)
         return {"epoch": len(error.history), "done": True}
 
@@ -191,9 +197,13 @@ class FoldRunTrial(Trainable):
         self._close()
         history = saved_history(self._records.checkpoint(self._fold_run.id))
         details = {**self._details(), "notes": []}
-        self._records.write(self._fold_run, "stopped", reason=reason, history=history, details=details)
+        measured = self._measured(history)
+        self._records.write(self._fold_run, "stopped", reason=reason, history=measured, details=details)
         self._records.drop_checkpoint(self._fold_run.id)
         return {"epoch": len(history), "done": True}
+
+    def _measured(self, history: list[dict[str, float]]) -> list[dict[str, float]]:
+        return with_usage(history, self._records.checkpoint(self._fold_run.id))
 
     def _details(self) -> dict[str, Any]:
         return {

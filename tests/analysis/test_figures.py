@@ -114,6 +114,23 @@ def test_importance_finds_the_setting_that_matters() -> None:
         parallel_figure(frame.head(0), "macro-F1")
 
 
+def test_a_setting_that_some_variants_do_not_have_is_neither_decisive_nor_a_gap() -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.uniform(0, 1, 60), "c": rng.uniform(0, 1, 60), "n": rng.choice([8.0, 16, 32], 60)})
+    frame.loc[rng.uniform(size=60) < 0.5, "c"] = np.nan
+    frame["t"] = np.where(frame["c"].isna(), "", "x")
+    frame["score"] = frame["a"]
+    found = importances(frame)
+    assert next(iter(found)) == "a" and found["c"] < 0.25
+    figure = parallel_figure(frame, "macro-F1")
+    (axis,) = figure.axes
+    lines = [line for line in axis.lines if len(line.get_xdata()) == 5]
+    assert len(lines) == 60 and all(np.isfinite(line.get_ydata()).all() for line in lines)
+    told = [text.get_text() for text in axis.texts]
+    assert told.count("absent") == 2 and {"8", "16", "32"} <= set(told) and "24" not in told
+    plt.close(figure)
+
+
 def test_learning_curves_are_means_over_those_that_got_there() -> None:
     first = pd.DataFrame({"epoch": [0.0, 1.0], schema.VAL_F1: [0.2, 0.4], schema.LENGTH: [2.0, 3.0]})
     second = pd.DataFrame({"epoch": [0.0], schema.VAL_F1: [0.4], schema.LENGTH: [2.0]})

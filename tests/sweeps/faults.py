@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent.parent
 
 HOOK = '''
-import importlib.abc, importlib.machinery, json, os, signal, sys
+import importlib.abc, importlib.machinery, json, os, signal, sys, time
 from pathlib import Path
 
 FOLDER = Path({folder!r})
@@ -39,6 +39,10 @@ def strike(where, fold, epoch=None):
             continue
         if fault["how"] == "memory":
             raise MemoryError("provoked")
+        if fault["how"] == "wait":
+            while not (FOLDER / fault["until"]).exists():
+                time.sleep(0.05)
+            continue
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -99,8 +103,9 @@ sys.meta_path.insert(0, Finder())
 
 
 def environment(folder: Path, *faults: dict[str, Any]) -> dict[str, str]:
-    """The environment of a sweep in which each of `faults` strikes: `how` (kill, memory), `where` (epoch, checkpoint,
-    record), `fold`, `epoch` (none behind a record), and `always` for every time instead of once."""
+    """The environment of a sweep in which each of `faults` strikes: `how` (kill, memory, wait), `where` (epoch,
+    checkpoint, record), `fold`, `epoch` (none behind a record), `always` for every time instead of once, and `until`,
+    the name of a file in `folder`, for what waits."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(HOOK.format(folder=str(folder), faults=json.dumps(faults)))
     return {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"}

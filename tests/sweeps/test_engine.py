@@ -14,9 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faults import environment
 from mlflow import MlflowClient
+from mlflow_server import Server
+from test_tracking import projection
 
 from sweeps import schema
+from sweeps.__main__ import main
+from sweeps.projected import PROJECTED
 from sweeps.records import Record, Records
 from sweeps.study import Study, read_study
 
@@ -288,6 +293,62 @@ def test_a_dead_store_does_not_stop_the_sweep_and_is_filled_later(tmp_path: Path
     told = run(path, out)
     assert told.returncode == 0 and "6 already done" in told.stdout
     assert len(children_of(out)) == 6
+
+
+def timeless(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A projection without what tells when it was trained and how long that took."""
+    for each in runs:
+        each["tags"].pop(schema.STARTED)
+        each["metrics"] = {key: value for key, value in each["metrics"].items() if "time/" not in key}
+    return sorted(runs, key=lambda each: json.dumps(each["tags"], sort_keys=True))
+
+
+@pytest.mark.slow
+def test_a_server_killed_in_the_middle_and_started_again_gets_all(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It dies when fold 0 is written, is away while fold 1 is trained, and comes back before fold 2 ends."""
+    path, out, log = sweep_file(tmp_path), tmp_path / "out", tmp_path / "log"
+    server = Server(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path)
+    server.start()
+    faults = [
+        {"how": "wait", "where": "epoch", "epoch": 3, "fold": fold, "until": until, "always": True}
+        for fold, until in ((1, "killed"), (2, "back"))
+    ]
+    words = [*command(path, out, "--uri", server.uri)]
+    driver = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(log, *faults)
+    )
+
+    def noted(kind: str) -> int:
+        files = list(out.glob(f"studies/*/{PROJECTED}"))
+        return sum(f'"{kind}"' in line for line in files[0].read_text().splitlines()) if files else 0
+
+    try:
+        wait_for(lambda: noted("fold_run") >= 2, 150, "fold 0 in MLflow")
+        server.kill()
+        (log / "killed").touch()
+        wait_for(lambda: noted("away") and len(list(out.glob("records/*/record.json"))) == 4, 150, "fold 1")
+        assert main(["status", str(path), "--out", str(out), "--json"]) == 0
+        (state,) = json.loads(capsys.readouterr().out)
+        assert state["mlflow"]["lacks"] == 2 and state["mlflow"]["away"]["reason"]
+        server.start()
+        wait_for(lambda: noted("back"), 150, "the server to be written again")
+        (log / "back").touch()
+        printed, _ = driver.communicate(timeout=100)
+        assert driver.returncode == 0, printed
+        assert printed.count("MLflow is away (") == 1 and "MLflow lacks" not in printed
+        assert printed.count("MLflow is back; written of what had waited: 2 fold runs") == 1
+        assert main(["sync", str(path), "--out", str(out), "--uri", server.uri]) == 0
+        assert "0 fold runs written, 6 were there already" in capsys.readouterr().out
+        theirs = projection(f"sqlite:///{undisturbed / 'out' / 'mlflow.db'}")
+        assert timeless(projection(server.uri)) == timeless(theirs)
+    finally:
+        (log / "killed").touch()
+        (log / "back").touch()
+        server.kill()
+        driver.kill()
+        driver.communicate()
 
 
 def test_status_from_another_process(undisturbed: Path) -> None:

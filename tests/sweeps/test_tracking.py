@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import socket
 import sqlite3
-import subprocess
-import sys
 import time
-import urllib.request
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +18,13 @@ from mlflow import MlflowClient
 
 from sweeps import schema, tracking
 from sweeps.__main__ import main
+from sweeps.lock import driver_lock
+from sweeps.projected import PROJECTED
 from sweeps.records import Records
+from sweeps.schema import without_credentials
 from sweeps.spec import load_sweep
 from sweeps.study import Study, make_study
-from sweeps.tracking import Tracker, TrackingThread, without_credentials
+from sweeps.tracking import Tracker, TrackingThread
 
 SWEEP = """question: Which radius? See https://me:s3cret@wiki.example/page
 kind: ablation
@@ -134,6 +132,9 @@ def test_no_secret_reaches_the_store(made: Study, uri: str, tmp_path: Path) -> N
     [
         ("postgresql+psycopg2://me:pw@db:5432/x", "postgresql+psycopg2://***@db:5432/x"),
         ("at http://token@host and http://host", "at http://***@host and http://host"),
+        ("postgresql://me:a/b:c@host/db", "postgresql://***@host/db"),
+        ('{"at": "http://host:5000/x", "to": "me@host"}', '{"at": "http://host:5000/x", "to": "me@host"}'),
+        ("mlruns", "mlruns"),
         ("mail me@host, alpha=0.6", "mail me@host, alpha=0.6"),
         ("sqlite:////tmp/a@b/mlflow.db", "sqlite:////tmp/a@b/mlflow.db"),
     ],
@@ -154,24 +155,108 @@ def test_an_uncommitted_change_is_kept_bounded(
     assert tracking._uncommitted().endswith("[cut; 600000 characters in all]\n") == (len(change) > 500_000)
 
 
+def tracked(study: Study, uri: str, said: list[str]) -> TrackingThread:
+    thread = TrackingThread(study, uri, said.append)
+    thread.start()
+    return thread
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    for _ in range(400):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("waited 20 s in vain")
+
+
+def status_of(study: Study, capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    assert main(["status", str(study.out.parent / "radius.yaml"), "--out", str(study.out), *more]) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.fixture
+def own(made: Study, tmp_path: Path) -> Study:
+    """The study and its records in a folder that may be spoilt."""
+    shutil.copytree(made.out, tmp_path / "out", ignore=shutil.ignore_patterns("mlartifacts", PROJECTED))
+    (tmp_path / "radius.yaml").write_text(SWEEP)
+    return replace(made, out=tmp_path / "out")
+
+
+def test_a_store_that_fails_is_tried_again_and_told_once(
+    own: Study, uri: str, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Artifacts cannot be written for a while: a file stands in the place of their folder."""
+    monkeypatch.setattr(tracking, "FIRST_PAUSE", 0.1)
+    records, said = records_of(own), list[str]()
+    first, *others = records
+    thread = tracked(own, uri, said)
+    thread.put(first)
+    wait_until(lambda: (own.folder / PROJECTED).exists())
+    artifacts = own.out / "mlartifacts"
+    artifacts.rename(own.out / "elsewhere")
+    artifacts.write_text("a file in the folder's place")
+    for run in others[:3]:
+        thread.put(run)
+    wait_until(lambda: said)
+    assert "MLflow is away (NotADirectoryError" in said[0] and "the sweep goes on" in said[0]
+    with driver_lock(own.folder):
+        (state,) = json.loads(status_of(own, capsys, "--json"))
+        assert state["mlflow"]["lacks"] == 5 and "NotADirectoryError" in state["mlflow"]["away"]["reason"]
+        assert "MLflow lacks 5 fold runs: away for" in status_of(own, capsys)
+    artifacts.unlink()
+    (own.out / "elsewhere").rename(artifacts)
+    wait_until(lambda: len(said) > 1)
+    assert said[1:] == ["MLflow is back; written of what had waited: 3 fold runs"]
+    thread.put(others[-1])
+    thread.finish(records)
+    assert thread.unwritten is None and len(said) == 2
+    assert "MLflow" not in status_of(own, capsys)
+    undisturbed = copied(template, tmp_path / "undisturbed")
+    Tracker(own, undisturbed).sync(records)
+    assert projection(uri) == projection(undisturbed)
+
+
+def test_what_is_lacking_at_the_end_is_counted_and_brought_by_sync(own: Study, uri: str, capsys: Any) -> None:
+    records, said = records_of(own), list[str]()
+    first, *others = records
+    thread = tracked(own, uri, said)
+    thread.put(first)
+    wait_until(lambda: (own.folder / PROJECTED).exists())
+    shutil.rmtree(own.out / "mlartifacts")
+    (own.out / "mlartifacts").write_text("a file in the folder's place")
+    thread.put(others[0])
+    thread.finish(records)
+    assert thread.unwritten is not None and thread.unwritten.startswith("5 of 6 fold runs (NotADirectoryError: ")
+    command = f"python -m sweeps sync {own.out.parent / 'radius.yaml'} --out {own.out} --uri {uri}"
+    told = status_of(own, capsys)
+    assert (
+        "MLflow lacks 5 fold runs (NotADirectoryError: " in told and f"nothing is lost, `{command}` writes it" in told
+    )
+    (own.out / "mlartifacts").unlink()
+    with (own.folder / PROJECTED).open("a") as file:
+        file.write('{"store": "sqli')  # cut off by a kill
+    assert main(command.split()[3:]) == 0
+    assert "5 fold runs written, 1 were there already" in capsys.readouterr().out
+    assert "MLflow" not in status_of(own, capsys)
+
+
 @pytest.mark.slow
 def test_a_locked_store_neither_fails_nor_hangs(made: Study, uri: str, template: Path, tmp_path: Path) -> None:
     """Another process holds the write lock from the first fold run to the last."""
     records = records_of(made)
     Tracker(made, uri)
-    thread = TrackingThread(made, uri)
-    thread.start()
-    assert thread.failure is None
+    said = list[str]()
     holder = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
     began = time.monotonic()
     try:
         holder.execute("begin exclusive")
+        thread = tracked(made, uri, said)
         for run in records:
             thread.put(run)
         thread.finish(records)
     finally:
         holder.close()
-    assert thread.failure is not None and "locked" in thread.failure
+    assert thread.unwritten is not None and "locked" in thread.unwritten and "locked" in said[0]
     assert time.monotonic() - began < 60
     assert Tracker(made, uri).sync(records) == 6
     other = copied(template, tmp_path / "other")
@@ -199,6 +284,16 @@ def test_a_retried_fold_run_keeps_nothing_of_its_failure(made: Study, uri: str, 
     assert schema.REASON not in rows[0]["tags"] and rows[0]["curve"] == [(0, 0.3)]
 
 
+def test_a_study_run_left_half_written_is_taken_back(made: Study, uri: str) -> None:
+    tracker = Tracker(made, uri)
+    tags = {schema.ROLE: schema.UNFINISHED_ROLE, schema.STUDY: made.id}
+    tracker.client.create_run(tracker.experiment, tags=tags)
+    for _ in range(2):
+        tracker.sync({})
+    roles = [run["tags"].get(schema.ROLE) for run in projection(uri)]
+    assert roles.count(schema.STUDY_ROLE) == 1 and schema.UNFINISHED_ROLE not in roles
+
+
 def test_a_second_run_of_one_fold_run_is_taken_back(made: Study, uri: str) -> None:
     """What a lost reply leaves: the store has made a run that the writer knows nothing of."""
     records, run = records_of(made), made.fold_runs[0]
@@ -209,70 +304,3 @@ def test_a_second_run_of_one_fold_run_is_taken_back(made: Study, uri: str) -> No
     Tracker(made, uri).sync(records)
     rows = [each["tags"][schema.FOLD_RUN] for each in projection(uri) if schema.FOLD_RUN in each["tags"]]
     assert sorted(rows) == sorted(records)
-
-
-class Server:
-    """An MLflow server of its own port and folder, in a process group of its own."""
-
-    def __init__(self, uri: str, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self._port}"
-        options = {"--backend-store-uri": uri, "--artifacts-destination": str(folder / "files"), "--workers": "1"}
-        options |= {"--host": "127.0.0.1", "--port": str(self._port)}
-        words = [word for option in options.items() for word in option]
-        self._command = [sys.executable, "-m", "mlflow", "server", *words]
-        self._folder = folder
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            self._command,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd=self._folder,
-        )
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=2)
-            except OSError:
-                assert self._process.poll() is None, "the server did not start"
-                time.sleep(0.5)
-            else:
-                return
-        raise AssertionError("the server does not answer")
-
-    def kill(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-
-@pytest.mark.slow
-def test_a_server_killed_on_the_way_is_brought_up_by_sync(
-    made: Study, uri: str, template: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    server, records = Server(uri, tmp_path), records_of(made)
-    server.start()
-    try:
-        thread = TrackingThread(made, server.uri)
-        thread.start()
-        first, *others = records
-        thread.put(first)
-        for _ in range(120):
-            if thread._tracker is not None and thread._tracker.is_projected(records[first]):
-                break
-            time.sleep(0.5)
-        server.kill()
-        for run in others:
-            thread.put(run)
-        thread.finish(records)
-        assert thread.failure is not None and first not in thread.unwritten and set(thread.unwritten) == set(others)
-        server.start()
-        assert main(["sync", "radius", "--out", str(made.out), "--uri", server.uri]) == 0
-        assert "5 fold runs written, 1 were there already" in capsys.readouterr().out
-        undisturbed = copied(template, tmp_path / "undisturbed")
-        Tracker(made, undisturbed).sync(records)
-        assert projection(server.uri) == projection(undisturbed)
-    finally:
-        server.kill()
