@@ -393,7 +393,7 @@ def _refit(given: argparse.Namespace, console: Console) -> int:
     console.print(
         f"[bold]{escape(given.variant)}[/bold] on all {len(refit.rows):,} cells of {escape(refit.study.data.name)}: "
         f"{len(refit.lengths)} epochs, the median of the best epochs of {len(refit.records)} fold runs; "
-        f"length {refit.lengths[-1]}",
+        f"length {refit.length}",
         soft_wrap=True,
     )
     model = train_refit(refit, given.device or refit.study.sweep.resources.device, console)

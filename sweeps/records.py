@@ -81,7 +81,7 @@ class Record:
     identity: dict[str, Any]  # config, data, guide, partition, fold, seed, method
     metrics: dict[str, float]
     history: list[dict[str, float]]
-    details: dict[str, Any]  # classifier, grid, notes, grouping, versions, times
+    details: dict[str, Any]  # classifier, grid, notes, grouping, versions, times, whether the embedding was reused
     folder: Path
 
     def artifacts(self) -> list[Path]:

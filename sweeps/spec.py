@@ -58,6 +58,9 @@ class Resources(Strict):
     cpus: Annotated[int, Field(ge=1)] = 1  # also torch's threads
     gpus: Annotated[float, Field(ge=0)] = 0
     workers: Annotated[int, Field(ge=1)] | None = None  # fold runs at a time; None: as many as fit
+    # Keep the embedding of every fold run in OUT/embeddings, for classifiers, truncations and metrics to come; what
+    # variants of one sweep have in common is kept anyway.
+    keep_embeddings: bool = False
 
 
 class Objective(Strict):

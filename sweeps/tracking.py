@@ -188,6 +188,7 @@ class Tracker:
             schema.REASON: record.reason,
             schema.CLASSIFIER: record.details.get("classifier", ""),
             schema.GROUPED_BY: record.details.get("grouped_by", ""),
+            schema.REUSED: "true" if record.details.get("reused") else "",
             schema.NOTES: json.dumps(record.details.get("notes", [])),
             schema.VERSIONS: json.dumps(record.details.get("versions", {})),
             "mlflow.parentRunId": self._parents[variant.label],
@@ -333,7 +334,7 @@ def _log_network(refit: Refit, model: GuidedModel, run_id: str, uri: str) -> Non
     from mlflow.types import Schema, TensorSpec
 
     example = np.array(refit.study.data.images[refit.rows[:2]], dtype=np.float32)
-    pixels, length = TensorSpec(np.dtype(np.float32), (-1, *example.shape[1:])), refit.lengths[-1]
+    pixels, length = TensorSpec(np.dtype(np.float32), (-1, *example.shape[1:])), refit.length
     embedding = TensorSpec(np.dtype(np.float32), (-1, length))
     mlflow.set_tracking_uri(uri)
     with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
