@@ -166,7 +166,9 @@ class Tracker:
     def is_projected(self, record: Record) -> bool:
         """Whether the projection of this very record has ended well; a fold run that was retried has a newer one."""
         child = self._children.get(record.id)
-        return child is not None and child.info.end_time == _ended(record)
+        if child is None or child.info.end_time != _ended(record):
+            return False
+        return bool(child.data.tags.get(schema.ADDED, "") == record.added)
 
     def project(self, record: Record) -> None:
         """Write one fold run: nested under its variant, its curves, scores, tags and files."""
@@ -188,6 +190,7 @@ class Tracker:
             schema.REASON: record.reason,
             schema.CLASSIFIER: record.details.get("classifier", ""),
             schema.GROUPED_BY: record.details.get("grouped_by", ""),
+            schema.ADDED: record.added,
             schema.REUSED: "true" if record.details.get("reused") else "",
             schema.NOTES: json.dumps(record.details.get("notes", [])),
             schema.VERSIONS: json.dumps(record.details.get("versions", {})),

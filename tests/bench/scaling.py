@@ -230,6 +230,7 @@ def reading(bench: Bench) -> Iterator[Part]:
     command = [sys.executable, "-m", "sweeps", "run", str(_sweep(folder, FOLDS)), "--preset", "laptop"]
     subprocess.run([*command, "--out", str(out), "--set", SMALL], check=True, capture_output=True)
     measured, have = [], FOLDS
+    load_study(f"sqlite:///{out / 'mlflow.db'}", f"of_{FOLDS}")  # its imports
     for count in sizes(bench):
         _copy(out / "mlflow.db", have // FOLDS, count // FOLDS)
         have = count

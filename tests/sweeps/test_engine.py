@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,7 +17,9 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from guided.result import FoldResult, result_of
 from sweeps import schema
+from sweeps.__main__ import main
 from sweeps.records import Record, Records
 from sweeps.study import Study, read_study
 
@@ -301,9 +304,11 @@ def test_status_from_another_process(undisturbed: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_differs_behind_the_embedding_only_is_not_trained_again(tmp_path: Path) -> None:
+def test_what_differs_behind_the_embedding_only_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Within a sweep, and in a later one with another grid: the executions are counted, what was recorded stays, and a
-    record equals that of a sweep which trained the variant itself."""
+    record equals that of a sweep which trained the variant itself. So do records that get a metric later."""
 
     def file(name: str, vary: str, baseline: str) -> Path:
         base = "{loss.name: guide2d, embedding.length: 4, embedding.growing: false, embedding.warmup: false}"
@@ -340,3 +345,28 @@ def test_what_differs_behind_the_embedding_only_is_not_trained_again(tmp_path: P
     own = all_records(alone)
     assert len(own) == 3 and not any(record.details["reused"] for record in own.values())
     assert {key: lasting(record) for key, record in own.items()} == {key: lasting(both[key]) for key in own}
+
+    def measured(name: str, value: float) -> None:
+        def with_more(*given: Any, **named: Any) -> FoldResult:
+            result = result_of(*given, **named)
+            return dataclasses.replace(result, metrics={**result.metrics, name: value})
+
+        monkeypatch.setattr("sweeps.remeasure.result_of", with_more)
+
+    measured("test/new", 0.25)
+    assert main(["remeasure", "cut", "--out", str(out)]) == 0
+    assert "6 of 6 fold runs have new metrics: test/new" in capsys.readouterr().out
+    later = all_records(out)
+    assert {key for key, record in later.items() if record.metrics.get("test/new") == 0.25} == first.keys()
+    assert {key: (both[key].folder / schema.RECORD).read_bytes() for key in first} == written
+    children = [child for child in children_of(out) if child.data.tags[schema.FOLD_RUN] in first]
+    assert [child.data.metrics["test/new"] for child in children] == [0.25] * 6
+    client = MlflowClient(tracking_uri=f"sqlite:///{out / 'mlflow.db'}")
+    parents = {child.data.tags["mlflow.parentRunId"] for child in children}
+    assert [client.get_run(run).data.metrics["cv/test/new_mean"] for run in parents] == [0.25] * 2
+    measured("test/accuracy", 2.0)
+    assert main(["remeasure", "cut", "--out", str(out)]) == 2
+    assert "and comes out as 2 from" in capsys.readouterr().err
+    shutil.rmtree(out / "embeddings")
+    assert main(["remeasure", "cut", "--out", str(out)]) == 1
+    assert "6 kept no embedding" in capsys.readouterr().out
