@@ -79,8 +79,8 @@ test: $(READY) ## the tests (minutes)
 test-slow: $(READY) ## the tests that take longer: kills, whole sweeps
 	$(BIN)/python -m pytest -m slow
 
-bench: $(READY) ## each part beside its reference: table and bench.json (minutes); GPU=1 adds the GPU parts
-	$(BIN)/python -m tests.bench $(if $(GPU),--gpu)
+bench: $(READY) ## each part beside its reference: table and bench.json (minutes); GPU=1, SCALING=1 add parts
+	$(BIN)/python -m tests.bench $(if $(GPU),--gpu) $(if $(SCALING),--scaling)
 
 lint: $(READY) ## ruff, format and types
 	$(BIN)/ruff check .

@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
             "print which of the paper's claims a study supports or contradicts, and what would decide the others",
         ),
         ("across", "print the variants of a sweep over all data sets on which it was run"),
+        ("patience", "print what each patience of early stopping would have cost and changed in a study"),
         ("patients", "print how the trained networks compare on the next patient (bootstrap over patients)"),
         (
             "report",
@@ -63,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         )
         if name == "claims":
             command.add_argument("--format", choices=(*FORMATS, "json"), default="text", help="default: text")
-        if name in ("table", "across", "patients"):
+        if name in ("table", "across", "patience", "patients"):
             command.add_argument("--format", choices=FORMATS, default="text", help="default: text")
         if name == "table":
             command.add_argument(
@@ -94,6 +95,10 @@ def _answer(given: argparse.Namespace) -> int:
         from analysis.claims import render_claims, verdicts  # with scikit-learn, slow to import
 
         sys.stdout.write(render_claims(study, verdicts(study, uri, given.rope), given.format, given.rope))
+    elif given.command == "patience":
+        from analysis.patience import curves_of, patience_table, render_patience
+
+        sys.stdout.write(render_patience(study, patience_table(curves_of(study, uri)), given.format))
     elif given.command == "patients":
         sys.stdout.write(render_patients(study, next_patient(study, uri), given.format))
     else:

@@ -25,6 +25,8 @@ from sqlalchemy.orm import aliased
 
 from sweeps.schema import without_credentials
 
+MOST_NAMED = 500  # runs named in one query: databases limit its parameters
+
 
 @dataclass(frozen=True)
 class Run:
@@ -108,3 +110,37 @@ def _from_database(uri: str, experiments: Sequence[str], tags: Mapping[str, str]
         told = str(error).strip().splitlines()[0]
         raise ValueError(f"the store {without_credentials(uri)} cannot be read ({told})") from None
     return list(runs.values())
+
+
+def histories(uri: str, runs: Sequence[str], metrics: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """Every value of some metrics of some runs by step; a metric that a run has not recorded is left out.
+
+    Raises ValueError where a database cannot be read, MlflowException where a server cannot.
+    """
+    found: dict[str, dict[str, list[float]]] = {run: {} for run in runs}
+    if uri.split("://")[0].split("+")[0] not in DATABASE_ENGINES:
+        client = MlflowClient(tracking_uri=uri)
+        for run, told in found.items():
+            for key in metrics:
+                values = {point.step: point.value for point in client.get_metric_history(run, key)}
+                if values:
+                    told[key] = [values[step] for step in sorted(values)]
+        return found
+
+    from mlflow.store.tracking.dbmodels.models import SqlMetric
+
+    wanted = select(SqlMetric.run_uuid, SqlMetric.key, SqlMetric.value).where(SqlMetric.key.in_(metrics))
+    try:
+        engine = create_engine(uri)
+        try:
+            with engine.connect() as database:
+                for start in range(0, len(runs), MOST_NAMED):
+                    some = wanted.where(SqlMetric.run_uuid.in_(runs[start : start + MOST_NAMED]))
+                    for run, key, value in database.execute(some.order_by(SqlMetric.step)):
+                        found[run].setdefault(key, []).append(value)
+        finally:
+            engine.dispose()
+    except SQLAlchemyError as error:
+        told_line = str(error).strip().splitlines()[0]
+        raise ValueError(f"the store {without_credentials(uri)} cannot be read ({told_line})") from None
+    return found

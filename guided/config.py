@@ -234,6 +234,9 @@ class Classifier(Strict):
     knn_weights: Annotated[tuple[Literal["uniform", "distance"], ...], Field(min_length=1)] = ("uniform", "distance")
     mlp_hidden: Annotated[tuple[tuple[Count, ...], ...], Field(min_length=1)] = ((64,), (128,), (64, 64))
     inner_folds: Annotated[int, Field(ge=2)] = 3
+    # What comes after training sees only so many components, the first ones (section 5: embeddings of guide2D "can
+    # simply be truncated"); epochs are scored on all of them. Left out where it says nothing: ids of before it stand.
+    components: Literal["all"] | Annotated[int, Field(ge=1)] = Field(default="all", exclude_if=lambda c: c == "all")
 
 
 class Validation(Strict):
@@ -287,9 +290,19 @@ class Config(Strict):
     @property
     def id(self) -> str:
         """Twelve hex digits of the content; two variants that differ in nothing, or in idle options only, share it."""
-        idle = {"guide": self.guide.idle, "embedding": self.embedding.idle, "folds": self.folds.idle}
+        whole = self.seen(self.embedding.length) == self.embedding.length
+        idle = {
+            "guide": self.guide.idle,
+            "embedding": self.embedding.idle,
+            "folds": self.folds.idle,
+            "classifier": {"components"} if whole else set(),
+        }
         told = self.model_dump(mode="json", exclude=idle)
         return content_id({"schema": SCHEMA_VERSION, **told})
+
+    def seen(self, length: int) -> int:
+        """How many components of an embedding of that length the classifier and all metrics see."""
+        return length if self.classifier.components == "all" else min(self.classifier.components, length)
 
 
 class Data(Strict):

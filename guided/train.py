@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,13 +24,13 @@ from guided.backbone import EmbeddingNet, Optimizers, restored
 from guided.config import METHOD_VERSION, Config, Guide2D, content_id
 from guided.data import Dataset
 from guided.folds import Fold
-from guided.geometry import class_means
 from guided.growth import is_warmup, length_at
 from guided.guide import EmbeddingGuide
+from guided.kept import Embedded, kept_path, read_kept, write_kept
 from guided.losses import LOSSES, Guide2DLoss, LossObject, Setting, class_weights, norm_penalty
-from guided.metrics import Cells, accuracy, evaluate, f1_per_class, macro_f1
-
-Epoch = dict[str, float]
+from guided.metrics import macro_f1
+from guided.result import Epoch, FoldResult, result_of
+from guided.sealed import read_sealed, write_sealed
 
 EMBED_BATCH = 128  # on a CPU, larger ones are a fifth slower: their activations go back to the system after each
 
@@ -40,23 +39,6 @@ class Diverged(ArithmeticError):
     """Training left the finite numbers or collapsed to a point; the message says where, `history` what came before."""
 
     history: list[Epoch]
-
-
-@dataclass(frozen=True)
-class FoldResult:
-    """What a finished fold run leaves. Metrics are named as in the MLflow record."""
-
-    metrics: dict[str, float]
-    history: list[Epoch]
-    classifier: str  # the winner of the grid, e.g. "svm C=0.1"
-    grid: list[tuple[str, float]]  # inner macro-F1 of every grid point
-    test_rows: np.ndarray  # (T,) rows of the data set
-    predicted: np.ndarray  # (T,) classes
-    scores: np.ndarray  # (T, C) float32
-    embedding: np.ndarray  # (T, n) float16, of the test cells at the best epoch
-    anchors: np.ndarray  # (C, n) float32, class means of the training cells there; NaN for a class without any
-    guide: np.ndarray | None  # (C, n) the points the cells were drawn to at the best epoch; None: the loss has none
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -98,7 +80,8 @@ def fit_all(
 
     The loop of `run_fold` without validation and test: nothing is held out, so nothing can choose an epoch, and how
     long to train is for the caller to know from the folds. Learning rates follow the epoch budget of `config`, of
-    which `lengths` may be a part. Yields the record of each epoch; `checkpoint` and the errors are those of `run_fold`.
+    which `lengths` may be a part. The head is cut to what the classifier sees. Yields the record of each epoch;
+    `checkpoint` and the errors are those of `run_fold`.
     """
     if not lengths:
         raise ValueError("a training of no epochs was asked for")
@@ -110,7 +93,7 @@ def fit_all(
         if checkpoint is not None:
             run.save(checkpoint)
         yield record
-    return run.fitted(lengths[-1])
+    return run.fitted(config.seen(lengths[-1]))
 
 
 def run_fold(
@@ -123,6 +106,8 @@ def run_fold(
     device: str = "cpu",
     checkpoint: Path | None = None,
     warmups: Path | None = None,
+    embeddings: Path | None = None,
+    keep: bool = False,
 ) -> Generator[Epoch, None, FoldResult]:
     """Train one fold; yields the record of each epoch, returns the result.
 
@@ -131,10 +116,18 @@ def run_fold(
 
     `warmups` (a folder) is shared by fold runs that differ in nothing before their warm-up ends (`warmup_key`): the
     first to get there leaves its state, the others take it over with its epochs, their times included, and go on as if
-    they had trained them themselves, to the same result bit for bit on the CPU. Raises
+    they had trained them themselves, to the same result bit for bit on the CPU.
+
+    `embeddings` (a folder) is shared by fold runs that differ in nothing before the embedding of their best epoch
+    (`guided.kept.embedding_key`). Where it lies there, this fold run yields no epoch and its result is that of the
+    training which left it, bit for bit, but for its own classifier and metrics; with `keep` it leaves it there. Raises
     Diverged where the loss is no longer finite or the embedding has collapsed, ValueError for a checkpoint that is
     there but cannot be trusted, RuntimeError for a device that is not there.
     """
+    at = None if embeddings is None else kept_path(embeddings, data, fold, guide, config, seed=seed, device=device)
+    embedded = None if at is None else read_kept(at)  # a damaged one is trained and left anew
+    if embedded is not None:
+        return result_of(embedded, data, fold, guide, config, seed=seed)
     run = _Run(data, fold, guide, config, seed, _device(device))
     if checkpoint is not None:
         run.load(checkpoint)
@@ -151,7 +144,7 @@ def run_fold(
         if checkpoint is not None:
             run.save(checkpoint)
         yield record
-    return run.finish()
+    return run.finish(at if keep else None)
 
 
 def warmup_key(config: Config) -> str | None:
@@ -411,69 +404,33 @@ class _Run:
             )
         return classify.fit(name, train, labels, classes).predict(validation)
 
-    def finish(self) -> FoldResult:
-        """Back to the best epoch; classifier by grid search on the training cells; the test cells, once."""
-        started = time.perf_counter()
-        fold, labels, classes = self.fold, self.data.labels, self.data.classes
+    def finish(self, kept: Path | None = None) -> FoldResult:
+        """Back to the best epoch, whose embedding is left at `kept`, and from it to the result."""
+        began, fold = time.perf_counter(), self.fold
+        if isinstance(fold, AllCells):
+            raise TypeError("nothing was held out, so there is no result")
+        embedded = self._embedded_at_best()
+        if kept is not None:
+            write_kept(kept, embedded)
+        return result_of(embedded, self.data, fold, self.guide, self.config, seed=self.seed, began=began)
+
+    def _embedded_at_best(self) -> Embedded:
+        fold, epoch, length = self.fold, int(self.best["epoch"]), int(self.best["length"])
         self.net.load_state_dict(self.best["net"])
-        warmup = is_warmup(int(self.best["epoch"]), self.config.embedding)
-        loss = self.warmup_loss if warmup else self.loss
+        loss = self._loss_at(epoch)
         loss.restore(self.best["loss"])
-        length = int(self.best["length"])
-        best = self.embedded.get(int(self.best["epoch"]))
-        train, validation = best or (self.embed(fold.train, length), self.embed(fold.validation, length))
-        chosen = classify.grid_search(train, labels[fold.train], len(classes), self.config.classifier, seed=self.seed)
+        known = self.embedded.get(epoch)
+        train, validation = known or (self.embed(fold.train, length), self.embed(fold.validation, length))
         test = self.embed(fold.test, length)
-        predicted, true = chosen.predict(test), labels[fold.test]
-        metrics = {
-            "test/f1_macro": macro_f1(true, predicted, len(classes)),
-            "test/accuracy": accuracy(true, predicted),
-            "best/epoch": float(self.best["epoch"]),
-            "best/length": float(length),
-            "best/val_f1_macro": float(self.best["f1"]),
-            "epochs/run": float(len(self.history)),
-            "data/train_cells": float(len(fold.train)),
-            "data/validation_cells": float(len(fold.validation)),
-            "data/test_cells": float(len(fold.test)),
-        }
-        by_head = loss.predict(test)
-        if by_head is not None:
-            metrics["test/f1_macro_head"] = macro_f1(true, by_head, len(classes))
-        per_class = zip(classes, f1_per_class(true, predicted, len(classes)), strict=True)
-        metrics |= {f"test/f1/{name}": float(f1) for name, f1 in per_class if not np.isnan(f1)}
-        points = loss.points(length)
-        metrics |= evaluate(
-            self.guide,
-            Cells(train, labels[fold.train]),
-            Cells(validation, labels[fold.validation]),
-            Cells(test, true),
-            predicted,
-            points=points,
-            maturity=None if self.data.maturity is None else self.data.maturity[fold.test],
-        )
-        for part in ("train", "embed", "validate", "refresh"):
-            metrics[f"time/{part}_total"] = sum(epoch[f"time/{part}"] for epoch in self.history)
-        metrics["time/final"] = time.perf_counter() - started
-        metrics["time/total"] = metrics["time/final"] + sum(
-            metrics[f"time/{part}_total"] for part in ("train", "embed", "validate", "refresh")
-        )
-        notes = list(fold.notes)
-        if warmup:
-            notes.append("best epoch lies in the warm-up")
-        if length < self.config.embedding.length:
-            notes.append(f"length {length} of {self.config.embedding.length} at the best epoch")
-        return FoldResult(
-            metrics=metrics,
+        return Embedded(
+            train=train,
+            validation=validation,
+            test=test,
+            points=loss.points(length),
+            by_head=loss.predict(test),
+            epoch=epoch,
+            val_f1=float(self.best["f1"]),
             history=self.history,
-            classifier=chosen.label,
-            grid=list(chosen.grid),
-            test_rows=fold.test,
-            predicted=predicted,
-            scores=chosen.scores(test),
-            embedding=test.astype(np.float16),
-            anchors=class_means(train, labels[fold.train], len(classes)).astype(np.float32),
-            guide=None if points is None else np.asarray(points, dtype=np.float32),
-            notes=notes,
         )
 
     def _state(self) -> dict[str, Any]:
@@ -529,20 +486,13 @@ def _write(path: Path, state: dict[str, Any]) -> None:
     """Put a state in place whole or not at all."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    payload = buffer.getvalue()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"writing-{os.getpid()}"
-    with temporary.open("wb") as file:
-        file.write(hashlib.sha256(payload).digest() + payload)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_sealed(path, buffer.getvalue())
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     """What `_write` put there, or None where it is damaged."""
-    raw = path.read_bytes()
-    if hashlib.sha256(raw[32:]).digest() != raw[:32]:
+    payload = read_sealed(path)
+    if payload is None:
         return None
-    state: dict[str, Any] = torch.load(io.BytesIO(raw[32:]), map_location="cpu", weights_only=True)
+    state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     return state

@@ -1,4 +1,4 @@
-"""The command line of the sweeps: list, new, plan, run, status, refit, gc."""
+"""The command line of the sweeps: list, new, plan, run, status, sync, remeasure, replay, refit, gc."""
 
 from __future__ import annotations
 
@@ -88,6 +88,13 @@ def parser() -> argparse.ArgumentParser:
     _add_out(sync)
     sync.add_argument("--uri", help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else OUT/mlflow.db)")
 
+    told = "compute metrics that a sweep's records lack from the embeddings it kept; trains nothing"
+    again = commands.add_parser("remeasure", help=told, description=told)
+    again.add_argument("sweep", help="name of a sweep that has been run, or the path of its file")
+    _add_out(again)
+    again.add_argument("--study", help="id of a study (default: the one started last)")
+    again.add_argument("--uri", help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else OUT/mlflow.db)")
+
     told = "re-play a search over the recorded curves of a finished grid: cost, makespan, how often it chooses well"
     replay = commands.add_parser("replay", help=told, description=told)
     replay.add_argument("out", type=Path, help="folder with the recorded grid, the OUT of its run")
@@ -147,6 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "run": _run,
         "status": _status,
         "sync": _sync,
+        "remeasure": _remeasure,
         "replay": _replay,
         "refit": _refit,
         "gc": _gc,
@@ -376,6 +384,27 @@ def _sync(given: argparse.Namespace, console: Console) -> int:
     return OK
 
 
+def _remeasure(given: argparse.Namespace, console: Console) -> int:
+    from sweeps.refit import find_study
+    from sweeps.remeasure import remeasure
+
+    study = find_study(given.out.absolute(), Path(given.sweep).stem, given.study)
+    told = list(remeasure(study))
+    names = dict.fromkeys(name for _, new in told if new for name in new)
+    lacking = [run.name for run, new in told if new is None]
+    console.print(
+        f"{sum(bool(new) for _, new in told)} of {len(told)} fold runs have new metrics: {', '.join(names) or 'none'}",
+        soft_wrap=True,
+    )
+    if lacking:
+        console.print(
+            f"{len(lacking)} kept no embedding ({escape(lacking[0])} for one); --set 'resources.keep_embeddings=true' "
+            "keeps those of a run",
+            soft_wrap=True,
+        )
+    return max(_sync(given, console), INCOMPLETE if lacking else OK)
+
+
 def _replay(given: argparse.Namespace, console: Console) -> int:
     from sweeps.replay import compare, find_grid, read_grid, show
 
@@ -408,7 +437,7 @@ def _refit(given: argparse.Namespace, console: Console) -> int:
     console.print(
         f"[bold]{escape(given.variant)}[/bold] on all {len(refit.rows):,} cells of {escape(refit.study.data.name)}: "
         f"{len(refit.lengths)} epochs, the median of the best epochs of {len(refit.records)} fold runs; "
-        f"length {refit.lengths[-1]}",
+        f"length {refit.length}",
         soft_wrap=True,
     )
     model = train_refit(refit, given.device or refit.study.sweep.resources.device, console)

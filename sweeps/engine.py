@@ -243,7 +243,9 @@ def _run_locked(study: Study, uri: str | None, console: Console, retry_failed: b
             tracking.start()
             with Board(study, done, place.workers, console) as board:
                 watcher = _Watcher(study.sweep, runs, done, records, board, tracking)
-                _tune(study, missing, watcher, place.workers)
+                for turn in study.in_turns([runs[run_id] for run_id in missing]):
+                    if turn and watcher.limit is None:
+                        _tune(study, [run.id for run in turn], watcher, place.workers)
                 alone = watcher.alone
                 if alone and watcher.limit is None:
                     _tune(study, alone, watcher, place.workers, alone=True)

@@ -32,7 +32,8 @@ def plan_of(study: Study) -> dict[str, Any]:
     """The plan, in JSON's types. Keys are stable; what is not known is null.
 
     sweep, question, stage, preset, data, training, variants, left_out, baseline, folds, grouped_by, seeds, partitions,
-    fold_runs (planned: at most so many for a search; done), judgement (for a search: groups, seeds, fold_runs), space,
+    fold_runs (planned: at most so many for a search; done), reused (of those to come, so many take an embedding that is
+    kept or that one of them leaves), judgement (for a search: groups, seeds, fold_runs), space,
     combinations, warm_start (of a search: from, and how many recorded variants compete), resources, disk (bytes),
     smallest_difference (macro-F1, power 0.8 at 5 %; of a search, over the groups of its judgement; null for a single
     one), seconds (per fold run, as recorded in OUT; of how many records; left, with as many workers as this machine
@@ -57,6 +58,7 @@ def plan_of(study: Study) -> dict[str, Any]:
     warm, waiting = _warm(study)
     counted = [run.id for run in asked.fold_runs if run.config.id not in warm]
     own = [run_id for run_id in counted if records.has(run_id)]
+    reused = len(study.in_turns([run for run in study.fold_runs if not records.has(run.id)])[1])
     space = search.space if search is not None and isinstance(search.space, Space) else None
     listed = None if space is None else space.listed()
     needed, free = disk_report(study)
@@ -64,7 +66,7 @@ def plan_of(study: Study) -> dict[str, Any]:
     known = records.read_all(own)
     seconds, count = _seconds(study, records, known)
     workers = sweep.resources.workers or max(1, len(os.sched_getaffinity(0)) // sweep.resources.cpus)
-    left = max(0, planned - len(own))
+    left = max(0, planned - len(own) - reused)
     cost = spent(known.values(), sweep.resources.gpus, sweep.budget.price_per_hour, records.beside(counted))
     judged = (
         {
@@ -103,6 +105,7 @@ def plan_of(study: Study) -> dict[str, Any]:
         "seeds": list(sweep.seeds),
         "partitions": list(sweep.partitions),
         "fold_runs": {"planned": planned, "done": len(own)},
+        "reused": reused,
         "judgement": judged,
         "space": None if space is None else {key: axis.told() for key, axis in space.axes.items()},
         "combinations": None if listed is None else len(listed),
@@ -150,7 +153,8 @@ def _seconds(study: Study, records: Records, own: dict[str, Record]) -> tuple[fl
                 and config["train"] == first.train.model_dump(mode="json")
             ):
                 alike.append(record)
-    took = [record.details["ended"] - record.details["began"] for record in alike if record.status == "finished"]
+    trained = [record for record in alike if record.status == "finished" and not record.details.get("reused")]
+    took = [record.details["ended"] - record.details["began"] for record in trained]
     return (float(np.median(took)), len(took)) if took else (None, 0)
 
 
@@ -212,6 +216,8 @@ def _rows(plan: dict[str, Any], study: Study) -> list[tuple[str, str]]:
                 f"{runs['done']} already done",
             )
         )
+    if plan["reused"]:
+        rows.append(("reused", f"{plan['reused']} of the fold runs to come train nothing: their embedding is kept"))
     lengths = ", ".join(map(str, plan["training"]["lengths"]))
     resources = plan["resources"]
     gpus = f" and {resources['gpus']:g} GPU" if resources["gpus"] else ""

@@ -2,7 +2,7 @@
 projection, and what has a record is never trained again.
 
 Layout under OUT: `records/<id>/` holds record.json, predictions.parquet and arrays.npz; `checkpoints/<id>/` the state
-of a fold run that is under way.
+of a fold run that is under way; `added/<id>.json` metrics that were computed later.
 """
 
 from __future__ import annotations
@@ -83,8 +83,9 @@ class Record:
     identity: dict[str, Any]  # config, data, guide, partition, fold, seed, method
     metrics: dict[str, float]
     history: list[dict[str, float]]
-    details: dict[str, Any]  # classifier, grid, notes, grouping, versions, times
+    details: dict[str, Any]  # classifier, grid, notes, grouping, versions, times, whether the embedding was reused
     folder: Path
+    added: str = ""  # digest of the metrics that were computed later, from the kept embedding
 
     def artifacts(self) -> list[Path]:
         """Files beside record.json."""
@@ -99,6 +100,7 @@ class Records:
         self._out = out
         self.folder = out / "records"
         self._checkpoints = out / "checkpoints"
+        self._added = out / "added"
 
     def checkpoint(self, run_id: str) -> Path:
         """Folder of the state of a fold run under way."""
@@ -145,16 +147,49 @@ class Records:
             file = folder / name
             if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
                 raise CorruptRecord(f"record file {file} is missing or damaged; {_way_out(folder)}")
+        added = self._later(run_id)
         return Record(
             id=run_id,
             status=content["status"],
             reason=content["reason"],
             identity=content["identity"],
-            metrics=content["metrics"],
+            metrics={**added, **content["metrics"]},
             history=content["history"],
             details=content["details"],
             folder=folder,
+            added=content_id(added) if added else "",
         )
+
+    def _later(self, run_id: str) -> dict[str, float]:
+        """The metrics of a fold run that `add` put beside its record."""
+        path = self._added / f"{run_id}.json"
+        try:
+            sealed = json.loads(path.read_text(encoding="utf-8"))
+            metrics: dict[str, float] = sealed["content"]["metrics"]
+            sound = sealed["seal"] == _seal(sealed["content"]) and sealed["content"]["id"] == run_id
+        except FileNotFoundError:
+            return {}
+        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+            sound = False
+        if not sound:
+            raise CorruptRecord(f"the added metrics {path} are damaged; delete the file and compute them again")
+        return metrics
+
+    def add(self, record: Record, metrics: dict[str, float]) -> dict[str, float]:
+        """Put metrics beside a record that does not have them, and return those: what is recorded, there or by an
+        earlier call, stays as it is. Raises ValueError for a metric that is not finite."""
+        new = {key: value for key, value in metrics.items() if key not in record.metrics}
+        for key, value in new.items():
+            if not np.isfinite(value):
+                raise ValueError(f"fold run {record.id}: metric {key!r} is {value}; leave it out")
+        if new:
+            content = {"id": record.id, "metrics": self._later(record.id) | new}
+            text = json.dumps({"seal": _seal(content), "content": content}, indent=1, allow_nan=False)
+            self._added.mkdir(parents=True, exist_ok=True)
+            temporary = self._added / f".writing-{record.id}-{uuid4().hex[:8]}"
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, self._added / f"{record.id}.json")
+        return new
 
     def read_all(self, run_ids: list[str]) -> dict[str, Record]:
         """The records that exist. Raises CorruptRecord naming every damaged one at once."""

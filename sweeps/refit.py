@@ -62,6 +62,11 @@ class Refit:
         )
 
     @property
+    def length(self) -> int:
+        """Of the embedding that the model gives."""
+        return self.variant.config.seen(self.lengths[-1])
+
+    @property
     def path(self) -> Path:
         """The model file in OUT."""
         return self.study.out / "models" / f"{self.id}.npz"
@@ -111,7 +116,7 @@ class Refit:
             "cells": len(self.rows),
             "seed": self.seed,
             "epochs": len(self.lengths),
-            "length": self.lengths[-1],
+            "length": self.length,
             "fold_runs": sorted(self.records),
             "held_out": {"metric": study.sweep.metric, "mean": float(np.mean(scores)), "fold_runs": len(scores)},
             "method": METHOD_VERSION,

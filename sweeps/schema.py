@@ -51,6 +51,8 @@ SEED = "seed"
 STATUS = "status"  # finished | failed | diverged | stopped (by a search)
 REASON = "reason"  # why it is not finished
 CLASSIFIER = "classifier"  # the winner of the grid search, e.g. "svm C=0.1"
+REUSED = "reused"  # "true": its embedding was kept by another training, whose curve and times these are
+ADDED = "added"  # digest of the metrics that its record got later, from the kept embedding
 GROUPED_BY = "grouped_by"  # region | patient | none: what the folds really kept together
 NOTES = "notes"  # JSON list of what a reader must know (class absent from the test fold, best epoch in the warm-up ...)
 

@@ -59,6 +59,9 @@ class Resources(Strict):
     gpus: Annotated[float, Field(ge=0)] = 0
     workers: Annotated[int, Field(ge=1)] | None = None  # fold runs at a time; None: as many as fit
     system_metrics: bool = False  # record CPU, memory and GPU memory of every fold run, per epoch
+    # Keep the embedding of every fold run in OUT/embeddings, for classifiers, truncations and metrics to come; what
+    # variants of one sweep have in common is kept anyway.
+    keep_embeddings: bool = False
 
 
 class Objective(Strict):

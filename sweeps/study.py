@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from guided.data import Dataset, load_dataset
 from guided.folds import Fold, holdout_rows, make_folds
 from guided.growth import reaches_length
 from guided.guide import EmbeddingGuide, load_guide
+from guided.kept import embedding_key, kept_path
 from sweeps.budget import Budget
 from sweeps.records import FoldRun, folder_bytes
 from sweeps.spec import Resources, SpecError, Sweep, Variant
@@ -55,6 +57,47 @@ class Study:
     def warmups(self) -> Path:
         """Where fold runs that share a warm-up leave it for each other."""
         return self.folder / "warmups"
+
+    @property
+    def embeddings(self) -> Path:
+        """Where fold runs keep their embeddings for each other, and for other studies."""
+        return self.out / "embeddings"
+
+    @cached_property
+    def _sharing(self) -> set[str]:
+        """Keys of the embeddings that several variants have in common."""
+        keys = Counter(embedding_key(variant.config) for variant in self.sweep.variants)
+        return {key for key, count in keys.items() if count > 1}
+
+    def keeps(self, config: Config) -> bool:
+        """Whether the fold runs of a variant leave their embeddings."""
+        return self.sweep.resources.keep_embeddings or embedding_key(config) in self._sharing
+
+    def embedding_of(self, run: FoldRun) -> Path:
+        """Where the embedding of a fold run lies, if it has been kept."""
+        return kept_path(
+            self.embeddings,
+            self.data,
+            self.folds[run.partition][run.fold],
+            self.guides[run.config.id],
+            run.config,
+            seed=run.seed,
+            device=self.sweep.resources.device,
+        )
+
+    def in_turns(self, runs: Sequence[FoldRun]) -> tuple[list[FoldRun], list[FoldRun]]:
+        """Those of `runs` that train, and those that take the embedding which is there or which one of the others
+        leaves."""
+        train, take, left = [], [], set()
+        for run in runs:
+            path = self.embedding_of(run)
+            if path in left or path.exists():
+                take.append(run)
+            else:
+                train.append(run)
+            if self.keeps(run.config):
+                left.add(path)
+        return train, take
 
     @cached_property
     def fold_runs(self) -> list[FoldRun]:
@@ -137,14 +180,16 @@ class Study:
         return told
 
     def disk_needed(self) -> int:
-        """Bytes a full run writes at most, apart from the decoded images: records and their copies in MLflow, and
-        the checkpoints of the fold runs under way. A search may try longer embeddings than its baseline's: they are
-        a small part."""
+        """Bytes a full run writes at most, apart from the decoded images: records and their copies in MLflow,
+        the checkpoints of the fold runs under way, and the embeddings that are kept. A search may try longer embeddings
+        than its baseline's: they are a small part."""
         largest_test = max(len(fold.test) for cut in self.folds.values() for fold in cut)
         length = max(variant.config.embedding.length for variant in self.sweep.variants)
         record = largest_test * (2 * length + 4 * len(self.data.classes) + 40) + 50_000
         runs = len(self.fold_runs) * (1 if self.sweep.search is None else self.sweep.search.settings.variants)
-        return 2 * record * runs + 4 * 200_000_000
+        keys = {embedding_key(variant.config) for variant in self.sweep.variants if self.keeps(variant.config)}
+        kept = len(keys) * len(self.fold_runs) // len(self.sweep.variants) * len(self.data.labels) * 4 * length
+        return 2 * record * runs + kept + 4 * 200_000_000
 
     def write(self) -> None:
         """Write the plan that workers and `status` read; keeps the time of the first start."""

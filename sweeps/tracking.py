@@ -164,7 +164,9 @@ class Tracker:
     def is_projected(self, record: Record) -> bool:
         """Whether the projection of this very record has ended well; a fold run that was retried has a newer one."""
         child = self._children.get(record.id)
-        return child is not None and child.info.end_time == ended_at(record)
+        if child is None or child.info.end_time != ended_at(record):
+            return False
+        return bool(child.data.tags.get(schema.ADDED, "") == record.added)
 
     def project(self, record: Record) -> None:
         """Write one fold run: nested under its variant, its curves, scores, tags and files."""
@@ -186,6 +188,8 @@ class Tracker:
             schema.REASON: record.reason,
             schema.CLASSIFIER: record.details.get("classifier", ""),
             schema.GROUPED_BY: record.details.get("grouped_by", ""),
+            schema.ADDED: record.added,
+            schema.REUSED: "true" if record.details.get("reused") else "",
             schema.NOTES: json.dumps(record.details.get("notes", [])),
             schema.VERSIONS: json.dumps(record.details.get("versions", {})),
             "mlflow.parentRunId": self._parents[variant.label],
@@ -340,7 +344,7 @@ def _log_network(refit: Refit, model: GuidedModel, run_id: str, uri: str) -> Non
     from mlflow.types import Schema, TensorSpec
 
     example = np.array(refit.study.data.images[refit.rows[:2]], dtype=np.float32)
-    pixels, length = TensorSpec(np.dtype(np.float32), (-1, *example.shape[1:])), refit.lengths[-1]
+    pixels, length = TensorSpec(np.dtype(np.float32), (-1, *example.shape[1:])), refit.length
     embedding = TensorSpec(np.dtype(np.float32), (-1, length))
     mlflow.set_tracking_uri(uri)
     with mlflow.start_run(run_id=run_id), warnings.catch_warnings():

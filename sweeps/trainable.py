@@ -78,6 +78,8 @@ class FoldRunTrial(Trainable):
             device=resources.device,
             checkpoint=self._records.checkpoint(self._fold_run.id),
             warmups=study.warmups if self._shares_warmup() else None,
+            embeddings=study.embeddings,
+            keep=study.keeps(self._fold_run.config),
         )
         checkpoint = self._records.checkpoint(self._fold_run.id)
         self._attempt = Attempt.begin(checkpoint)
@@ -157,16 +159,18 @@ class FoldRunTrial(Trainable):
             if of_cells is not None:
                 predictions[name] = of_cells[result.test_rows]
         scores = pd.DataFrame(result.scores, columns=[f"score/{name}" for name in data.classes])
+        details = self._details()
         self._records.write(
             run,
             "finished",
             metrics=result.metrics,
             history=self._measured(result.history),
             details={
-                **self._details(),
+                **details,
                 "classifier": result.classifier,
                 "grid": result.grid,
                 "notes": result.notes,
+                "reused": not any("first_epoch" in attempt for attempt in details["attempts"]),
             },
             predictions=pd.concat([predictions, scores], axis=1),
             arrays={

@@ -1,6 +1,6 @@
 """`make bench`: each part of the work against its reference, in one process, on the same data, with the same threads.
 
-python -m tests.bench [--only PART …] [--quick] [--gpu] [--data MANIFEST] [--out bench.json]
+python -m tests.bench [--only PART …] [--quick] [--gpu] [--scaling] [--data MANIFEST] [--out bench.json]
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from tests.bench import parts
+from tests.bench import parts, scaling
 from tests.bench.timing import Part
 
+ALL = {**parts.PARTS, **scaling.PARTS}
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "umap-learn", "numba", "ray", "mlflow")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 2 where a GPU is asked for and none is there."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=[*parts.PARTS, "gpu"], help="these parts instead of all")
+    parser.add_argument("--only", nargs="+", choices=[*ALL, "gpu"], help="these parts instead of all")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: times mean nothing")
     parser.add_argument("--gpu", action="store_true", help="the parts that need a GPU as well")
+    parser.add_argument("--scaling", action="store_true", help="how cost grows with fold runs and workers as well")
     parser.add_argument("--data", default="synthetic", help="a manifest instead of the synthetic marrow")
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
     given = parser.parse_args(arguments)
@@ -41,14 +43,18 @@ def main(arguments: list[str] | None = None) -> int:
     if given.gpu and not torch.cuda.is_available():
         console.print("GPU=1 was asked for, but torch sees no CUDA device; without it the CPU parts run")
         return 2
-    named = given.only or [*parts.PARTS, *(["gpu"] if given.gpu else [])]
+    named = given.only or [
+        *parts.PARTS,
+        *(scaling.PARTS if given.scaling else []),
+        *(["gpu"] if given.gpu else []),
+    ]
     scale = parts.Scale.quick() if given.quick else parts.Scale.full()
     torch.set_num_threads(1)
     found: list[Part] = []
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
         bench = parts.Bench(scale, Path(folder), given.data)
         for name in named:
-            for part in {**parts.PARTS, "gpu": parts.gpu}[name](bench):
+            for part in {**ALL, "gpu": parts.gpu}[name](bench):
                 found.append(part)
                 console.print(f"{part.part}{'' if part.d is None else f', d = {part.d}'}: {part.ratio:.3g} x")
     console.print(table(found))

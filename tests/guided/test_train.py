@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from guided.config import Config, Embedding
+from guided.config import Config, Embedding, Validation
 from guided.data import Dataset
 from guided.folds import Fold, make_folds
 from guided.geometry import effective_rank
 from guided.guide import EmbeddingGuide, load_guide
+from guided.kept import embedding_key, read_kept
 from guided.losses import LOSSES, LossObject, class_weights
 from guided.metrics import lineage_distances, macro_f1
 from guided.train import AllCells, Diverged, Epoch, Fitted, FoldResult, _Run, fit_all, run_fold, warmup_key
@@ -523,3 +524,96 @@ def test_a_result_has_the_class_means_of_its_training_cells(inputs: Inputs, stra
     assert straight.anchors.shape == (len(data.classes), straight.embedding.shape[1])
     absent = np.setdiff1d(np.arange(len(data.classes)), data.labels[fold.train])
     assert (np.flatnonzero(np.isnan(straight.anchors).any(1)) == absent).all()
+
+
+# --- kept embeddings ------------------------------------------------------------------------------------------------
+
+
+def alike(result: FoldResult, other: FoldResult) -> None:
+    """Equal bit for bit in everything but times."""
+    assert lasting([result.metrics]) == lasting([other.metrics])
+    assert lasting(result.history) == lasting(other.history)
+    for name in (field.name for field in dataclasses.fields(FoldResult) if field.name not in ("metrics", "history")):
+        first, second = getattr(result, name), getattr(other, name)
+        if isinstance(first, np.ndarray):
+            assert first.dtype == second.dtype and np.array_equal(first, second, equal_nan=first.dtype.kind == "f"), (
+                name
+            )
+        else:
+            assert first == second, name
+
+
+def with_classifier(config: Config, **options: Any) -> Config:
+    return config.model_copy(update={"classifier": config.classifier.model_copy(update=options)})
+
+
+@pytest.mark.parametrize("loss", ["guide2d", "ce"])
+def test_a_kept_embedding_gives_what_a_training_gives(
+    few: Inputs, trained: list[int], tmp_path: Path, loss: str
+) -> None:
+    """Another grid, a truncation, both: without an epoch, and bit for bit what a fold run of their own finds."""
+    config = tiny(loss, epochs=2).model_copy(update={"embedding": Embedding(length=4, warmup=False, growing=False)})
+    drive(few, config, embeddings=tmp_path, keep=True)
+    for options in ({}, {"families": ("svm",), "components": 2}, {"knn_k": (3,), "components": 3}):
+        other = with_classifier(config, **options)
+        trained.clear()
+        epochs, taken = drive(few, other, embeddings=tmp_path)
+        assert epochs == [] and trained == [] and taken is not None
+        own = drive(few, other)[1]
+        assert own is not None and trained == [0, 1]
+        alike(taken, own)
+    assert taken.embedding.shape[1] == taken.anchors.shape[1] == 3
+    assert taken.metrics["best/length"] == 4 and np.ptp(taken.embedding.astype(float), axis=0).min() > 0
+
+
+def test_an_embedding_is_taken_only_where_nothing_before_it_differs(
+    few: Inputs, trained: list[int], tmp_path: Path
+) -> None:
+    data, _, guide = few
+    config = tiny("guide2d", epochs=1)
+    drive(few, config, embeddings=tmp_path, keep=True)
+    rate = config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": 0.002})})
+    other_fold = (data, make_folds(data, config.folds)[1], guide)
+    other_guide = (data, few[1], dataclasses.replace(guide, points=guide.points * 2))
+    for inputs, variant, seed in ((few, rate, 0), (few, config, 1), (other_fold, config, 0), (other_guide, config, 0)):
+        trained.clear()
+        drive(inputs, variant, seed=seed, embeddings=tmp_path)
+        assert trained == [0]
+    assert len(list(tmp_path.iterdir())) == 1, "what was not asked to be kept is not"
+
+
+def test_a_damaged_embedding_is_trained_and_left_anew(few: Inputs, trained: list[int], tmp_path: Path) -> None:
+    config = tiny("guide2d", epochs=1)
+    drive(few, config, embeddings=tmp_path, keep=True)
+    (left,) = tmp_path.iterdir()
+    left.write_bytes(left.read_bytes()[:-1])
+    drive(few, config, embeddings=tmp_path, keep=True)
+    drive(few, config, embeddings=tmp_path, keep=True)
+    assert trained == [0, 0] and read_kept(left) is not None
+
+
+def test_what_an_embedding_depends_on(quick: Config) -> None:
+    """The classifier comes after it, unless its grid scores the epochs; what it sees of the components always does."""
+    for options in ({"families": ("mlp",)}, {"svm_c": (7.0,)}, {"inner_folds": 2}, {"components": 2}):
+        assert embedding_key(with_classifier(quick, **options)) == embedding_key(quick)
+    grid = quick.model_copy(update={"validation": Validation(classifier="grid")})
+    assert embedding_key(grid) != embedding_key(quick)
+    assert embedding_key(with_classifier(grid, svm_c=(7.0,))) != embedding_key(grid)
+    assert embedding_key(with_classifier(grid, components=2)) == embedding_key(grid)
+
+
+def test_a_truncation_has_an_id_of_its_own_only_where_it_says_something(quick: Config) -> None:
+    length = quick.embedding.length
+    assert "components" not in quick.model_dump(mode="json")["classifier"], "ids of before there were truncations stand"
+    assert with_classifier(quick, components=length).id == with_classifier(quick, components=length + 9).id == quick.id
+    assert len({with_classifier(quick, components=count).id for count in (1, 2, length)}) == 3
+
+
+def test_a_model_of_a_truncated_variant_gives_as_many_components(few: Inputs) -> None:
+    config = with_classifier(tiny("guide2d", epochs=1), components=3)
+    generator = fit_all(few[0], few[1].train, few[2], config, [5], seed=0)
+    next(generator)
+    with pytest.raises(StopIteration) as end:
+        next(generator)
+    fitted: Fitted = end.value.value
+    assert fitted.embedding.shape[1] == fitted.net.head.out_features == 3

@@ -1,6 +1,6 @@
 """What a sweep costs beyond its training: fold runs that only sleep, through Ray Tune into records.
 
-    python tests/sweeps/overhead.py [FOLD_RUNS] [SECONDS]
+    python -m tests.sweeps.overhead [FOLD_RUNS] [SECONDS]
 
 `measure` gives the wall time of the whole, its warm part (from the first record to the last) against the pure time of
 `workers` sleeping side by side, CPU seconds of the driver, and how its memory grows per fold run.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from mlflow import MlflowClient
 from mlflow_server import Server
 from test_tracking import projection
 
+from guided.result import FoldResult, result_of
 from sweeps import schema
 from sweeps.__main__ import main
 from sweeps.projected import PROJECTED
@@ -359,3 +361,72 @@ def test_status_from_another_process(undisturbed: Path) -> None:
     assert told.returncode == 0 and "radius=2" in told.stdout and "3/3" in told.stdout
     nothing = subprocess.run([*arguments, str(undisturbed)], capture_output=True, text=True, check=False)
     assert nothing.returncode == 2 and "no study" in nothing.stdout
+
+
+@pytest.mark.slow
+def test_what_differs_behind_the_embedding_only_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Within a sweep, and in a later one with another grid: the executions are counted, what was recorded stays, and a
+    record equals that of a sweep which trained the variant itself. So do records that get a metric later."""
+
+    def file(name: str, vary: str, baseline: str) -> Path:
+        base = "{loss.name: guide2d, embedding.length: 4, embedding.growing: false, embedding.warmup: false}"
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(f"question: Which one?\nkind: ablation\nbase: {base}\nvary: {vary}\nbaseline: {baseline}\n")
+        return path
+
+    def all_records(out: Path) -> dict[str, Record]:
+        return Records(out).read_all([path.name for path in (out / "records").iterdir()])
+
+    cut = file("cut", "{classifier.components: [all, 2]}", "{classifier.components: all}")
+    out = tmp_path / "out"
+    told = run(cut, out)
+    assert told.returncode == 0 and "3 of the fold runs to come train nothing" in told.stdout, told.stdout + told.stderr
+    first = all_records(out)
+    trained = {key for key, record in first.items() if any("last_epoch" in each for each in record.details["attempts"])}
+    assert len(first) == 6 and len(trained) == 3 and len(list((out / "embeddings").iterdir())) == 3
+    assert {key for key, record in first.items() if record.details["reused"]} == first.keys() - trained
+    written = {key: (record.folder / schema.RECORD).read_bytes() for key, record in first.items()}
+
+    other = file("other", "{classifier.families: [[svm], [knn, svm]]}", "{classifier.families: [svm]}")
+    settings = SETTINGS.replace("classifier.families=[knn] ", "")
+    told = run(other, out, settings=settings)
+    assert told.returncode == 0 and "6 of the fold runs to come train nothing" in told.stdout, told.stdout + told.stderr
+    both = all_records(out)
+    assert len(both) == 12 and all(both[key].details["reused"] for key in both.keys() - first.keys())
+    assert {key: (both[key].folder / schema.RECORD).read_bytes() for key in first} == written
+    tags = {child.data.tags[schema.FOLD_RUN]: child.data.tags.get(schema.REUSED) for child in children_of(out)}
+    assert tags == {key: None if key in trained else "true" for key in both}
+
+    alone = tmp_path / "alone"
+    two = file("alone", "{classifier.components: [2]}", "{classifier.components: 2}")
+    assert run(two, alone, "--no-mlflow").returncode == 0
+    own = all_records(alone)
+    assert len(own) == 3 and not any(record.details["reused"] for record in own.values())
+    assert {key: lasting(record) for key, record in own.items()} == {key: lasting(both[key]) for key in own}
+
+    def measured(name: str, value: float) -> None:
+        def with_more(*given: Any, **named: Any) -> FoldResult:
+            result = result_of(*given, **named)
+            return dataclasses.replace(result, metrics={**result.metrics, name: value})
+
+        monkeypatch.setattr("sweeps.remeasure.result_of", with_more)
+
+    measured("test/new", 0.25)
+    assert main(["remeasure", "cut", "--out", str(out)]) == 0
+    assert "6 of 6 fold runs have new metrics: test/new" in capsys.readouterr().out
+    later = all_records(out)
+    assert {key for key, record in later.items() if record.metrics.get("test/new") == 0.25} == first.keys()
+    assert {key: (both[key].folder / schema.RECORD).read_bytes() for key in first} == written
+    children = [child for child in children_of(out) if child.data.tags[schema.FOLD_RUN] in first]
+    assert [child.data.metrics["test/new"] for child in children] == [0.25] * 6
+    client = MlflowClient(tracking_uri=f"sqlite:///{out / 'mlflow.db'}")
+    parents = {child.data.tags["mlflow.parentRunId"] for child in children}
+    assert [client.get_run(run).data.metrics["cv/test/new_mean"] for run in parents] == [0.25] * 2
+    measured("test/accuracy", 2.0)
+    assert main(["remeasure", "cut", "--out", str(out)]) == 2
+    assert "and comes out as 2 from" in capsys.readouterr().err
+    shutil.rmtree(out / "embeddings")
+    assert main(["remeasure", "cut", "--out", str(out)]) == 1
+    assert "6 kept no embedding" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +175,25 @@ def test_an_unwritable_target_is_an_error_and_leaves_nothing(tmp_path: Path) -> 
     (tmp_path / "records").write_text("a file in the folder's place")
     with pytest.raises(OSError):
         write(Records(tmp_path), fold_run())
+
+
+def test_metrics_that_come_later_stand_beside_the_record(tmp_path: Path) -> None:
+    """What is recorded stays, byte for byte; a damaged addition is named."""
+    records = Records(tmp_path)
+    run = fold_run()
+    path = records.write(run, "finished", metrics={"test/f1_macro": 0.5}) / "record.json"
+    before, record = path.read_bytes(), records.read(run.id)
+    assert record is not None and record.added == ""
+    assert records.add(record, {"test/f1_macro": 0.9, "test/new": 0.25}) == {"test/new": 0.25}
+    later = records.read(run.id)
+    assert later is not None and later.metrics == {"test/f1_macro": 0.5, "test/new": 0.25} and later.added != ""
+    assert records.add(later, {"test/new": 0.7}) == {} and path.read_bytes() == before
+    assert records.add(later, {"test/newer": 1.0}) == {"test/newer": 1.0}
+    latest = records.read(run.id)
+    assert latest is not None and latest.metrics == later.metrics | {"test/newer": 1.0} and latest.added != later.added
+    with pytest.raises(ValueError, match="metric 'test/bad' is nan"):
+        records.add(latest, {"test/bad": float("nan")})
+    (added,) = (tmp_path / "added").iterdir()
+    added.write_text(added.read_text().replace("0.25", "0.75"))
+    with pytest.raises(CorruptRecord, match=re.escape(f"the added metrics {added} are damaged; delete the file")):
+        records.read(run.id)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from guided.data import Dataset
+from guided.guide import load_guide
 from sweeps.spec import SpecError, load_sweep
 from sweeps.study import Study
 
@@ -67,3 +68,27 @@ def test_a_grid_over_seeds_that_nothing_draws_from_is_refused(tmp_path: Path) ->
     with pytest.raises(SpecError) as caught:
         load_sweep(path, preset="laptop")
     assert caught.value.problems == ["variants 'transform=none, seed=0' and 'transform=none, seed=1' differ in nothing"]
+
+
+def test_who_trains_and_who_takes_an_embedding(tmp_path: Path, marrow: Dataset) -> None:
+    """Of variants that differ in nothing before the classifier, the first trains each fold, or none where all is
+    kept; the whole grid in every epoch chooses the epoch, and then each has an embedding of its own."""
+    vary = "{classifier.families: [[knn], [svm]], guide.radius: [2, 5]}"
+    baseline = "{classifier.families: [knn], guide.radius: 5}"
+
+    def study(base: str) -> Study:
+        sweep = load_sweep(write(tmp_path / "grids.yaml", base, vary, baseline), preset="laptop")
+        guides = {each.config.id: load_guide(each.config.guide, marrow.classes) for each in sweep.variants}
+        return Study(sweep, marrow, guides, tmp_path)
+
+    cheap = study("{validation.classifier: centroid}")
+    train, take = cheap.in_turns(cheap.fold_runs)
+    for turn, family in ((train, "knn"), (take, "svm")):
+        assert [(run.config.classifier.families, run.fold) for run in turn] == [((family,), n // 2) for n in range(10)]
+    assert all(cheap.keeps(run.config) for run in train) and len({cheap.embedding_of(run) for run in train}) == 10
+    cheap.embeddings.mkdir()
+    cheap.embedding_of(train[0]).touch()
+    assert cheap.in_turns(cheap.fold_runs)[1] == [train[0], *take]
+    grid = study("{validation.classifier: grid}")
+    assert grid.in_turns(grid.fold_runs) == (grid.fold_runs, [])
+    assert not any(grid.keeps(variant.config) for variant in grid.sweep.variants)
