@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.bench.__main__ import main
+from tests.bench.scaling import growth
 
 EACH = {"part", "n", "d", "reference_s", "ours_s", "ratio", "ratio_low", "ratio_high", "repeats", "clock", "note"}
 
@@ -47,6 +48,24 @@ def test_every_part_runs(tmp_path: Path) -> None:
         "data path", "training step", "embedding pass", "guide refresh", "validation", "final grid", "checkpoint",
         "start of a fold run", "whole fold run", "whole sweep", "tracking of a fold run",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_rows_of_growth(tmp_path: Path) -> None:
+    found = written(tmp_path, "--only", "planning", "records", "reading", "bf16")
+    check(found)
+    assert [(part["part"], part["n"]) for part in found["parts"][:7]] == [
+        ("planning", 10), ("planning", 20), ("writing records", 10), ("reading records", 10), ("reading records", 20),
+        ("reading a study", 10), ("reading a study", 20),
+    ]  # fmt: skip
+
+
+def test_growth_stands_beside_linear_growth() -> None:
+    """1 s for 10, 20 s for 100 and 100 s for 1000: twice as much as linear, then half."""
+    first, second, third = growth("planning", [(10, 1.0), (100, 20.0), (1000, 100.0)], "told")
+    assert (first.ratio, second.ratio, third.ratio) == (1.0, 0.5, 2.0) and second.reference_s == 10.0
+    assert second.note == "n: fold runs; told; 200.00 ms each"
+    assert third.note == "n: fold runs; told; 100.00 ms each; time grows as n^1.00"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
