@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from math import nan
 from typing import Any
 
-# Short patience, as for the writer: a report that waits four minutes for a dead server helps nobody.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+# A report that waits four minutes for a dead server helps nobody; a busy one may take its time over a page of runs.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 from mlflow import MlflowClient
@@ -25,7 +25,7 @@ from sqlalchemy.orm import aliased
 
 from sweeps.schema import without_credentials
 
-PAGE = 100  # runs a request: a busy server that gives 1,000 runs of 80 metrics takes longer than our patience
+PAGE = 250  # runs a request: 1,000 of 80 metrics can take a busy server longer than our patience
 
 
 @dataclass(frozen=True)
