@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from math import nan
 from typing import Any
 
-# Short patience, as for the writer: a report that waits four minutes for a dead server helps nobody.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+# A report that waits four minutes for a dead server helps nobody; a busy one may take its time over a page of runs.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 from mlflow import MlflowClient
@@ -26,6 +26,7 @@ from sqlalchemy.orm import aliased
 from sweeps.schema import without_credentials
 
 MOST_NAMED = 500  # runs named in one query: databases limit its parameters
+PAGE = 250  # runs a request: 1,000 of 80 metrics can take a busy server longer than our patience
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def from_server(client: MlflowClient, experiments: Sequence[str], filtered: str,
     runs: list[Run] = []
     token = None
     while True:
-        page = client.search_runs(list(experiments), filtered, max_results=1000, page_token=token)
+        page = client.search_runs(list(experiments), filtered, max_results=PAGE, page_token=token)
         for run in page:
             data = run.data
             runs.append(

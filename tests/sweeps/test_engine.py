@@ -298,9 +298,11 @@ def test_a_dead_store_does_not_stop_the_sweep_and_is_filled_later(tmp_path: Path
 
 
 def timeless(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A projection without what tells when it was trained and how long that took."""
+    """A projection without what tells when it was trained, by which state of the checkout, and how long that took."""
     for each in runs:
-        each["tags"].pop(schema.STARTED)
+        for key in (schema.STARTED, schema.GIT_COMMIT, schema.GIT_DIRTY, "mlflow.source.git.commit"):
+            each["tags"].pop(key, None)
+        each["artifacts"] = [name for name in each["artifacts"] if name != schema.DIFF]
         each["metrics"] = {key: value for key, value in each["metrics"].items() if "time/" not in key}
     return sorted(runs, key=lambda each: json.dumps(each["tags"], sort_keys=True))
 
