@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from scipy.special import expit, softmax
-from sklearn.exceptions import ConvergenceWarning
+from scipy.special import softmax
 from sklearn.model_selection import KFold, StratifiedKFold
-from sklearn.neural_network import MLPClassifier
 
+from guided import perceptron
 from guided.config import Classifier
 from guided.linear_svm import LinearSVM
 from guided.metrics import macro_f1
@@ -83,8 +82,9 @@ def grid_search(x: np.ndarray, y: np.ndarray, classes: int, config: Classifier, 
 
     Inner stratified folds; the grid point with the highest macro-F1, averaged over them, wins (the first of equals) and
     is fitted again on all cells. A fold's macro-F1 is over the classes that have a cell in its test part. SVM has
-    libsvm's objective and votes (linear kernel, hinge loss, one against one), not liblinear's other objective. kNN with
-    more neighbours than cells asks all of them. A class with fewer cells than inner folds is spread as far as it goes.
+    libsvm's objective and votes (linear kernel, hinge loss, one against one), not liblinear's other objective. MLP has
+    the objective of scikit-learn's MLPClassifier. kNN with more neighbours than cells asks all of them. A class with
+    fewer cells than inner folds is spread as far as it goes.
     Depends on nothing but its arguments, and not on the order of the classes but for what that order changes in the
     solvers of SVM and MLP. Raises ValueError for values that are not finite, labels outside the classes or a single
     class.
@@ -190,11 +190,8 @@ def _fit(family: str, values: Values, z: np.ndarray, y: np.ndarray, classes: int
         return _KNN(z, y, classes, values["k"], values["weights"])
     if family == "svm":
         return _Linear.solved(LinearSVM(z, y), values["C"], classes)
-    with warnings.catch_warnings():
-        # 200 passes are part of the definition; whether the last digits have settled is not asked.
-        warnings.filterwarnings("ignore", category=ConvergenceWarning)
-        mlp = MLPClassifier(values["hidden"], random_state=seed, max_iter=200).fit(z, y)
-    return _MLP(mlp, classes)
+    known, numbered = np.unique(y, return_inverse=True)
+    return _Layers(known, *perceptron.solve(z, numbered, values["hidden"], seed), classes)
 
 
 def _of_all(known: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -262,12 +259,18 @@ class _Linear:
 
 
 @dataclass(frozen=True)
-class _MLP:
-    model: MLPClassifier
+class _Layers:
+    """A multi-layer perceptron by its weights: ReLU between the layers, softmax at the end."""
+
+    known: np.ndarray  # (K,) classes it was fitted on, ascending
+    weights: tuple[np.ndarray, ...]
+    offsets: tuple[np.ndarray, ...]
     classes: int
 
     def scores(self, x: np.ndarray) -> np.ndarray:
-        return _of_all(self.model.predict_proba(x), self.model.classes_, self.classes)
+        for weight, offset in zip(self.weights[:-1], self.offsets[:-1], strict=True):
+            x = np.maximum(x @ weight + offset, 0)
+        return _of_all(softmax(x @ self.weights[-1] + self.offsets[-1], axis=1), self.known, self.classes)
 
 
 class _Neighbours:
@@ -334,36 +337,14 @@ class _KNN:
 # --- as arrays ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Layers:
-    """A multi-layer perceptron by its weights: ReLU between the layers, softmax (two classes: logistic) at the end."""
-
-    known: np.ndarray
-    weights: tuple[np.ndarray, ...]
-    offsets: tuple[np.ndarray, ...]
-    classes: int
-
-    def scores(self, x: np.ndarray) -> np.ndarray:
-        for weight, offset in zip(self.weights[:-1], self.offsets[:-1], strict=True):
-            x = np.maximum(x @ weight + offset, 0)
-        x = x @ self.weights[-1] + self.offsets[-1]
-        shares = np.column_stack([expit(-x), expit(x)]) if x.shape[1] == 1 else softmax(x, axis=1)
-        return _of_all(shares, self.known, self.classes)
-
-
 def portable(chosen: Scaled) -> Scaled:
-    """The same classifier without scikit-learn's objects: what `to_arrays` can take apart.
+    """The same classifier without the grid that chose it: what `to_arrays` can take apart.
 
     Raises ValueError for one that only knows a single class.
     """
-    model = chosen.model
-    if isinstance(model, _MLP):
-        fitted = model.model
-        known = fitted.classes_.astype(np.int64)
-        model = _Layers(known, tuple(fitted.coefs_), tuple(fitted.intercepts_), model.classes)
-    elif isinstance(model, _Constant):
+    if isinstance(chosen.model, _Constant):
         raise ValueError("the classifier knows a single class; there is nothing to keep")
-    return Scaled(chosen.mean, chosen.sd, model)
+    return Scaled(chosen.mean, chosen.sd, chosen.model)
 
 
 def to_arrays(classifier: Scaled) -> dict[str, np.ndarray]:
