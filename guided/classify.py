@@ -15,10 +15,10 @@ import numpy as np
 from scipy.special import softmax
 from sklearn.model_selection import KFold, StratifiedKFold
 
-from guided import perceptron
 from guided.config import Classifier
 from guided.linear_svm import LinearSVM
 from guided.metrics import macro_f1
+from guided.perceptron import Perceptron
 
 BLOCK = 2**22  # floats of a block of distances
 
@@ -155,13 +155,16 @@ def _predictions(
     if ks:
         neighbours = _Neighbours(z, y, classes, max(ks))
         near = neighbours.of(asked)
-    one = len(np.unique(y)) == 1
-    margins = None if one or all(family != "svm" for family, _ in points) else LinearSVM(z, y)
+    asked_for = {family for family, _ in points} if len(np.unique(y)) > 1 else set()
+    margins = LinearSVM(z, y) if "svm" in asked_for else None
+    networks = Perceptron(z, y) if "mlp" in asked_for else None
     for family, values in points:
         if family == "knn":
             yield neighbours.vote(*near, values["k"], values["weights"]).argmax(1)
         elif family == "svm" and margins is not None:
             yield predict(_Linear.solved(margins, values["C"], classes), asked)
+        elif family == "mlp" and networks is not None:
+            yield predict(_Layers.solved(networks, values["hidden"], seed, classes), asked)
         else:
             yield predict(_fit(family, values, z, y, classes, seed), asked)
 
@@ -190,8 +193,7 @@ def _fit(family: str, values: Values, z: np.ndarray, y: np.ndarray, classes: int
         return _KNN(z, y, classes, values["k"], values["weights"])
     if family == "svm":
         return _Linear.solved(LinearSVM(z, y), values["C"], classes)
-    known, numbered = np.unique(y, return_inverse=True)
-    return _Layers(known, *perceptron.solve(z, numbered, values["hidden"], seed), classes)
+    return _Layers.solved(Perceptron(z, y), values["hidden"], seed, classes)
 
 
 def _of_all(known: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -266,6 +268,10 @@ class _Layers:
     weights: tuple[np.ndarray, ...]
     offsets: tuple[np.ndarray, ...]
     classes: int
+
+    @classmethod
+    def solved(cls, networks: Perceptron, hidden: tuple[int, ...], seed: int, classes: int) -> _Layers:
+        return cls(networks.labels, *networks.solve(hidden, seed), classes)
 
     def scores(self, x: np.ndarray) -> np.ndarray:
         for weight, offset in zip(self.weights[:-1], self.offsets[:-1], strict=True):

@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
 from guided import perceptron
-from guided.perceptron import PENALTY, solve
+from guided.perceptron import PENALTY, Perceptron
 
 
 def cells(count: int, classes: int, length: int, apart: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -75,13 +75,16 @@ def test_the_objective_ends_no_higher_than_scikit_learns(
     if classes == 2:
         for parts in theirs:
             parts[-1] = np.stack([np.zeros_like(parts[-1][..., 0]), parts[-1][..., 0]], -1)
-    assert objective(z, y, *solve(z, y, hidden, 0)) <= objective(z, y, tuple(theirs[0]), tuple(theirs[1])) + 1e-3
+    assert (
+        objective(z, y, *Perceptron(z, y).solve(hidden, 0))
+        <= objective(z, y, tuple(theirs[0]), tuple(theirs[1])) + 1e-3
+    )
 
 
 def test_it_depends_on_its_arguments_alone() -> None:
     z, y = cells(250, 3, 4, 1.0, 3)
     states = np.random.get_state()[1].copy(), torch.get_rng_state()  # type: ignore[union-attr]
-    one, again, other = (solve(z, y, (6,), seed) for seed in (0, 0, 1))
+    one, again, other = (Perceptron(z, y).solve((6,), seed) for seed in (0, 0, 1))
     for kind in (0, 1):
         for a, b, c in zip(one[kind], again[kind], other[kind], strict=True):
             np.testing.assert_array_equal(a, b)
@@ -93,6 +96,6 @@ def test_it_depends_on_its_arguments_alone() -> None:
 @pytest.mark.parametrize("count", [2, 3, 201, 399])
 def test_any_number_of_cells_makes_batches(count: int) -> None:
     z, y = cells(count, 2, 3, 5.0, 1)
-    weights, offsets = solve(z, y, (8,), 0)
+    weights, offsets = Perceptron(z, y).solve((8,), 0)
     assert [part.shape for part in (*weights, *offsets)] == [(3, 8), (8, 2), (8,), (2,)]
     assert ((np.maximum(z @ weights[0] + offsets[0], 0) @ weights[1] + offsets[1]).argmax(1) == y).mean() > 0.95
