@@ -370,7 +370,11 @@ def to_arrays(classifier: Scaled) -> dict[str, np.ndarray]:
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], classes: int) -> Scaled:
-    """The classifier of `to_arrays`, for `classes` classes. Raises KeyError for an array that is not there."""
+    """The classifier of `to_arrays`, for `classes` classes.
+
+    Raises KeyError for an array that is not there, ValueError for a perceptron without an output for each class it
+    knows: before METHOD_VERSION 3 one of two classes had a single output.
+    """
     family = str(arrays["family"])
     model: Model
     if family == "knn":
@@ -380,5 +384,10 @@ def from_arrays(arrays: Mapping[str, np.ndarray], classes: int) -> Scaled:
     else:
         layers = sum(name.startswith("weight") for name in arrays)
         weights, offsets = (tuple(arrays[f"{kind}{n}"] for n in range(layers)) for kind in ("weight", "offset"))
+        if len(offsets[-1]) != len(arrays["known"]):
+            raise ValueError(
+                f"its MLP has {len(offsets[-1])} outputs for {len(arrays['known'])} classes, as before METHOD_VERSION "
+                "3; write it again"
+            )
         model = _Layers(arrays["known"], weights, offsets, classes)
     return Scaled(arrays["mean"], arrays["sd"], model)

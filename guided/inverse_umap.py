@@ -7,7 +7,7 @@
     inverse a point of the layout becomes a point of the embedding
 
 Two engines do this. `reference` is umap-learn's own fit and inverse_transform; `fast`, the default, computes the same
-graph and follows the same forces in vectorised numpy, without compilation and in a fraction of the time. Where it
+graph and follows the same forces in numpy and torch, without compilation and in a fraction of the time. Where it
 differs on purpose, the functions say so. Its targets are close to umap-learn's, not equal to them in distribution: the
 two differ by more than seeds do, least in the frame `centroid` and most in `rescaled`. A claim about the paper's
 guideUMAP is to be checked with `reference`.
@@ -28,7 +28,7 @@ from scipy import optimize, sparse, spatial
 
 from guided.config import Frame, GuideUMAP
 
-BLOCK = 2**22  # floats of a block of distances
+BLOCK = 2**20  # floats of a block of distances: a few MB, which stay in the cache
 JITTER = 1e-3  # sd of the start's noise, as a share of the guide's extent
 EDGE = 1e-5  # a point so near the hull, as a share of the layout's extent, is taken inwards: single precision is 1e-7
 INWARDS = 1e-3  # how far, as a share of the way to the layout's centre
@@ -38,6 +38,7 @@ CUT = 4.0  # umap-learn's bound on each component of a force
 PUSH = 2.0  # longest push a cell takes in one epoch of the fast layout, in units of the stretched frame
 SWEEPS = 8
 INVERSE_STEPS = 80
+REACHED = 8  # steps after which the largest component of a force is looked for anew
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,7 @@ def nearest(x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         near = square.topk(k, largest=False, sorted=False).indices.numpy()
         # The product loses digits where cells are close; the few that matter are measured directly.
         offsets = x[near] - x[block, None]
-        exact = np.sqrt((offsets * offsets).sum(2))
+        exact = np.sqrt((offsets * offsets).sum(2))  # numpy's pairwise sums, as in its norm
         exact[near == np.arange(begin, block.stop)[:, None]] = -1.0
         order = np.argsort(exact, axis=1, kind="stable")
         indices[block] = np.take_along_axis(near, order, 1)
@@ -391,9 +392,8 @@ def inverse(
     membership = 1 / (1 + a * distance ** (2 * b))
     cells = x[near].astype(np.float64)  # (C, K, n)
     points = _sums(membership / membership.sum(1, keepdims=True), cells)
-    start = points.copy()
-    spread = _gaps(cells, points).mean(1, keepdims=True)
-    reach = np.abs(cells - start[:, None]).max(2)
+    squares = np.einsum("ckn,ckn->ck", cells, cells)
+    spread = _gaps(cells, squares, points).mean(1, keepdims=True)
     # Drawn in proportion to its membership and pulling with its inverse: an edge's expected pull. umap-learn never
     # draws an edge whose share of the largest is below one in its 100 epochs.
     drawn = membership / membership.max(1, keepdims=True)
@@ -402,11 +402,13 @@ def inverse(
     sample = min(len(x), 256)
     even = np.full((len(points), sample), 1 / sample)
     for step in range(INVERSE_STEPS):
+        if step % REACHED == 0:
+            start, reach = points.copy(), np.abs(cells - points[:, None]).max(2)
         shift = np.abs(points - start).max(1, keepdims=True)
-        pull, most = _clipped_sum(cells, points, _gaps(cells, points), reach + shift, stiffness, drawn)
+        pull, most = _clipped_sum(cells, points, _gaps(cells, squares, points), reach + shift, stiffness, drawn)
         others = rng.choice(len(x), sample, replace=False)
         random = x[others].astype(np.float64)
-        gap = _gaps(random, points)
+        gap = _gaps(random, np.einsum("kn,kn->k", random, random), points)
         member = np.exp(-np.maximum(gap - rho[others], 1e-6) / (sigma[others] + 1e-6))
         strength = member / ((1 - member) * sigma[others] + 1e-6)
         push, _ = _clipped_sum(random, points, gap, gap, strength, even)
@@ -421,11 +423,11 @@ def _sums(weight: np.ndarray, cells: np.ndarray) -> np.ndarray:
     return sums
 
 
-def _gaps(cells: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Distances (C, K) of points (C, n) from cells as in `_sums`, by matrix product."""
+def _gaps(cells: np.ndarray, squares: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Distances (C, K) of points (C, n) from cells as in `_sums`, given their squared norms, by matrix product."""
     products = points @ cells.T if cells.ndim == 2 else (cells @ points[..., None])[..., 0]
-    squares = np.einsum("...n,...n->...", cells, cells) + np.einsum("cn,cn->c", points, points)[:, None]
-    gaps: np.ndarray = np.sqrt(np.maximum(squares - 2 * products, 0.0))
+    own = np.einsum("cn,cn->c", points, points)[:, None]
+    gaps: np.ndarray = np.sqrt(np.maximum(squares + own - 2 * products, 0.0))
     return gaps
 
 
@@ -452,7 +454,7 @@ def _clipped_sum(
     point, cell = np.nonzero(cut)
     taken = cells[cell] if cells.ndim == 2 else cells[point, cell]
     force = weight[cut, None] * np.clip(slope[cut, None] * (taken - points[point]), -CUT, CUT)
-    np.add.at(total, point, force)
+    total += (point == np.arange(len(points))[:, None]).astype(np.float64) @ force
     length[cut] = np.linalg.norm(force, axis=1)
     return total, length.sum(1, keepdims=True)
 

@@ -277,7 +277,7 @@ def classifier_grids(bench: Bench) -> Iterator[Part]:
         x, y, guide = bench.embedding(length)
         classes, repeats = len(guide.classes), bench.scale.repeats
         scorer = make_scorer(macro_f1, classes=classes)  # over the classes that have a cell, as in the grid
-        # Our MLP is scikit-learn's: minutes on long embeddings would only say so again.
+        # scikit-learn's MLP takes a minute and more on long embeddings: NOTES.md has those.
         for family in ("knn", "svm", "mlp") if length == bench.scale.lengths[0] else ("knn", "svm"):
             # C = 10 takes libsvm minutes on long embeddings: left out of both sides.
             config = Classifier(families=(family,), svm_c=(0.01, 0.1, 1.0))  # type: ignore[arg-type]

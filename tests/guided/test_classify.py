@@ -374,3 +374,12 @@ def test_arrays_give_the_scores_of_the_fitted_classifier(family: str, count: int
     again = from_arrays(kept, count + 1)
     assert again.scores(asked) == pytest.approx(chosen.scores(asked), rel=1e-5, abs=1e-6)
     assert (again.predict(asked) == chosen.predict(asked)).all()
+
+
+def test_a_perceptron_of_two_classes_with_one_output_is_refused() -> None:
+    """As scikit-learn had it; softmax would make every cell one of the first class."""
+    x, y = clouds(60, 2)
+    kept = to_arrays(portable(grid_search(x, y, 2, Classifier(families=("mlp",), mlp_hidden=((4,),)), seed=0)))
+    kept |= {"weight1": kept["weight1"][:, 1:], "offset1": kept["offset1"][1:]}
+    with pytest.raises(ValueError, match="its MLP has 1 outputs for 2 classes"):
+        from_arrays(kept, 2)
