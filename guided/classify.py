@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from scipy.special import expit, softmax
-from sklearn.exceptions import ConvergenceWarning
+from scipy.special import softmax
 from sklearn.model_selection import KFold, StratifiedKFold
-from sklearn.neural_network import MLPClassifier
 
 from guided.config import Classifier
 from guided.linear_svm import LinearSVM
 from guided.metrics import macro_f1
+from guided.perceptron import Perceptron
 
 BLOCK = 2**22  # floats of a block of distances
 
@@ -83,8 +82,9 @@ def grid_search(x: np.ndarray, y: np.ndarray, classes: int, config: Classifier, 
 
     Inner stratified folds; the grid point with the highest macro-F1, averaged over them, wins (the first of equals) and
     is fitted again on all cells. A fold's macro-F1 is over the classes that have a cell in its test part. SVM has
-    libsvm's objective and votes (linear kernel, hinge loss, one against one), not liblinear's other objective. kNN with
-    more neighbours than cells asks all of them. A class with fewer cells than inner folds is spread as far as it goes.
+    libsvm's objective and votes (linear kernel, hinge loss, one against one), not liblinear's other objective. MLP has
+    the objective of scikit-learn's MLPClassifier. kNN with more neighbours than cells asks all of them. A class with
+    fewer cells than inner folds is spread as far as it goes.
     Depends on nothing but its arguments, and not on the order of the classes but for what that order changes in the
     solvers of SVM and MLP. Raises ValueError for values that are not finite, labels outside the classes or a single
     class.
@@ -155,13 +155,16 @@ def _predictions(
     if ks:
         neighbours = _Neighbours(z, y, classes, max(ks))
         near = neighbours.of(asked)
-    one = len(np.unique(y)) == 1
-    margins = None if one or all(family != "svm" for family, _ in points) else LinearSVM(z, y)
+    asked_for = {family for family, _ in points} if len(np.unique(y)) > 1 else set()
+    margins = LinearSVM(z, y) if "svm" in asked_for else None
+    networks = Perceptron(z, y) if "mlp" in asked_for else None
     for family, values in points:
         if family == "knn":
             yield neighbours.vote(*near, values["k"], values["weights"]).argmax(1)
         elif family == "svm" and margins is not None:
             yield predict(_Linear.solved(margins, values["C"], classes), asked)
+        elif family == "mlp" and networks is not None:
+            yield predict(_Layers.solved(networks, values["hidden"], seed, classes), asked)
         else:
             yield predict(_fit(family, values, z, y, classes, seed), asked)
 
@@ -190,11 +193,7 @@ def _fit(family: str, values: Values, z: np.ndarray, y: np.ndarray, classes: int
         return _KNN(z, y, classes, values["k"], values["weights"])
     if family == "svm":
         return _Linear.solved(LinearSVM(z, y), values["C"], classes)
-    with warnings.catch_warnings():
-        # 200 passes are part of the definition; whether the last digits have settled is not asked.
-        warnings.filterwarnings("ignore", category=ConvergenceWarning)
-        mlp = MLPClassifier(values["hidden"], random_state=seed, max_iter=200).fit(z, y)
-    return _MLP(mlp, classes)
+    return _Layers.solved(Perceptron(z, y), values["hidden"], seed, classes)
 
 
 def _of_all(known: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -262,12 +261,22 @@ class _Linear:
 
 
 @dataclass(frozen=True)
-class _MLP:
-    model: MLPClassifier
+class _Layers:
+    """A multi-layer perceptron by its weights: ReLU between the layers, softmax at the end."""
+
+    known: np.ndarray  # (K,) classes it was fitted on, ascending
+    weights: tuple[np.ndarray, ...]
+    offsets: tuple[np.ndarray, ...]
     classes: int
 
+    @classmethod
+    def solved(cls, networks: Perceptron, hidden: tuple[int, ...], seed: int, classes: int) -> _Layers:
+        return cls(networks.labels, *networks.solve(hidden, seed), classes)
+
     def scores(self, x: np.ndarray) -> np.ndarray:
-        return _of_all(self.model.predict_proba(x), self.model.classes_, self.classes)
+        for weight, offset in zip(self.weights[:-1], self.offsets[:-1], strict=True):
+            x = np.maximum(x @ weight + offset, 0)
+        return _of_all(softmax(x @ self.weights[-1] + self.offsets[-1], axis=1), self.known, self.classes)
 
 
 class _Neighbours:
@@ -334,36 +343,14 @@ class _KNN:
 # --- as arrays ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Layers:
-    """A multi-layer perceptron by its weights: ReLU between the layers, softmax (two classes: logistic) at the end."""
-
-    known: np.ndarray
-    weights: tuple[np.ndarray, ...]
-    offsets: tuple[np.ndarray, ...]
-    classes: int
-
-    def scores(self, x: np.ndarray) -> np.ndarray:
-        for weight, offset in zip(self.weights[:-1], self.offsets[:-1], strict=True):
-            x = np.maximum(x @ weight + offset, 0)
-        x = x @ self.weights[-1] + self.offsets[-1]
-        shares = np.column_stack([expit(-x), expit(x)]) if x.shape[1] == 1 else softmax(x, axis=1)
-        return _of_all(shares, self.known, self.classes)
-
-
 def portable(chosen: Scaled) -> Scaled:
-    """The same classifier without scikit-learn's objects: what `to_arrays` can take apart.
+    """The same classifier without the grid that chose it: what `to_arrays` can take apart.
 
     Raises ValueError for one that only knows a single class.
     """
-    model = chosen.model
-    if isinstance(model, _MLP):
-        fitted = model.model
-        known = fitted.classes_.astype(np.int64)
-        model = _Layers(known, tuple(fitted.coefs_), tuple(fitted.intercepts_), model.classes)
-    elif isinstance(model, _Constant):
+    if isinstance(chosen.model, _Constant):
         raise ValueError("the classifier knows a single class; there is nothing to keep")
-    return Scaled(chosen.mean, chosen.sd, model)
+    return Scaled(chosen.mean, chosen.sd, chosen.model)
 
 
 def to_arrays(classifier: Scaled) -> dict[str, np.ndarray]:
@@ -383,7 +370,11 @@ def to_arrays(classifier: Scaled) -> dict[str, np.ndarray]:
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], classes: int) -> Scaled:
-    """The classifier of `to_arrays`, for `classes` classes. Raises KeyError for an array that is not there."""
+    """The classifier of `to_arrays`, for `classes` classes.
+
+    Raises KeyError for an array that is not there, ValueError for a perceptron without an output for each class it
+    knows: before METHOD_VERSION 3 one of two classes had a single output.
+    """
     family = str(arrays["family"])
     model: Model
     if family == "knn":
@@ -393,5 +384,10 @@ def from_arrays(arrays: Mapping[str, np.ndarray], classes: int) -> Scaled:
     else:
         layers = sum(name.startswith("weight") for name in arrays)
         weights, offsets = (tuple(arrays[f"{kind}{n}"] for n in range(layers)) for kind in ("weight", "offset"))
+        if len(offsets[-1]) != len(arrays["known"]):
+            raise ValueError(
+                f"its MLP has {len(offsets[-1])} outputs for {len(arrays['known'])} classes, as before METHOD_VERSION "
+                "3; write it again"
+            )
         model = _Layers(arrays["known"], weights, offsets, classes)
     return Scaled(arrays["mean"], arrays["sd"], model)

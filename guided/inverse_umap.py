@@ -7,7 +7,7 @@
     inverse a point of the layout becomes a point of the embedding
 
 Two engines do this. `reference` is umap-learn's own fit and inverse_transform; `fast`, the default, computes the same
-graph and follows the same forces in vectorised numpy, without compilation and in a fraction of the time. Where it
+graph and follows the same forces in numpy and torch, without compilation and in a fraction of the time. Where it
 differs on purpose, the functions say so. Its targets are close to umap-learn's, not equal to them in distribution: the
 two differ by more than seeds do, least in the frame `centroid` and most in `rescaled`. A claim about the paper's
 guideUMAP is to be checked with `reference`.
@@ -28,15 +28,17 @@ from scipy import optimize, sparse, spatial
 
 from guided.config import Frame, GuideUMAP
 
-BLOCK = 2**22  # floats of a block of distances
+BLOCK = 2**20  # floats of a block of distances: a few MB, which stay in the cache
 JITTER = 1e-3  # sd of the start's noise, as a share of the guide's extent
 EDGE = 1e-5  # a point so near the hull, as a share of the layout's extent, is taken inwards: single precision is 1e-7
 INWARDS = 1e-3  # how far, as a share of the way to the layout's centre
 UMAP_EXTENT = 10.0  # umap-learn stretches every axis of its start to [0, 10]
 NEGATIVES = 5  # umap-learn's negative samples per edge
+CUT = 4.0  # umap-learn's bound on each component of a force
 PUSH = 2.0  # longest push a cell takes in one epoch of the fast layout, in units of the stretched frame
 SWEEPS = 8
 INVERSE_STEPS = 80
+REACHED = 8  # steps after which the largest component of a force is looked for anew
 
 
 @dataclass(frozen=True)
@@ -231,17 +233,19 @@ def nearest(x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     Exact at every N; umap-learn changes to an approximation at 4,096 cells.
     """
     count = len(x)
-    squares = np.einsum("ij,ij->i", x, x)
+    cells, squares = torch.from_numpy(x), torch.from_numpy(np.einsum("ij,ij->i", x, x))
     indices = np.empty((count, k), dtype=np.int32)
     distances = np.empty((count, k), dtype=np.float32)
     rows = max(1, BLOCK // max(count, k * x.shape[1]))
     for begin in range(0, count, rows):
         block = slice(begin, min(begin + rows, count))
-        square = squares - 2 * (x[block] @ x.T)  # the cell's own square changes no order
-        square[np.arange(block.stop - begin), np.arange(begin, block.stop)] = -np.inf
-        near = np.argpartition(square, k - 1, axis=1)[:, :k]
+        square = torch.addmm(squares, cells[block], cells.T, alpha=-2)  # the cell's own square changes no order
+        square[:, block].fill_diagonal_(-torch.inf)
+        # torch looks through a row for its few smallest; numpy's argpartition orders all of it.
+        near = square.topk(k, largest=False, sorted=False).indices.numpy()
         # The product loses digits where cells are close; the few that matter are measured directly.
-        exact = np.linalg.norm(x[near] - x[block, None], axis=2)
+        offsets = x[near] - x[block, None]
+        exact = np.sqrt((offsets * offsets).sum(2))  # numpy's pairwise sums, as in its norm
         exact[near == np.arange(begin, block.stop)[:, None]] = -1.0
         order = np.argsort(exact, axis=1, kind="stable")
         indices[block] = np.take_along_axis(near, order, 1)
@@ -330,34 +334,37 @@ def optimise_layout(
     a, b = curve(loss.min_dist)
     graph = graph.tocsr()
     graph.sort_indices()
-    edges = graph.tocoo()
-    head, tail, weight = edges.row, edges.col, edges.data.astype(np.float32)
     count = len(start)
-    degree = np.bincount(head, weight, count).astype(np.float32)[:, None]
+    head, tail = np.repeat(np.arange(count), np.diff(graph.indptr)), graph.indices.astype(np.intp)
+    weight = graph.data.astype(np.float32)
+    degree = np.bincount(head, weight, count).astype(np.float32)
     pulls = sparse.csr_matrix((weight, graph.indices, graph.indptr), shape=graph.shape)
-    y = start.astype(np.float32)
+    y = np.ascontiguousarray(start.T, dtype=np.float32)  # (2, N): every step below runs along one coordinate
     for epoch in range(loss.fit_epochs):
         rate = np.float32(1 - epoch / loss.fit_epochs)
-        between = y[head] - y[tail]
-        square = np.maximum(np.einsum("ij,ij->i", between, between), np.float32(1e-6))
+        square = np.maximum(_squares(y.take(head, 1) - y.take(tail, 1)), np.float32(1e-6))
         power = square**b
         # 2ab d^(2b-2) / (1 + a d^2b), times two: an edge pulls at a cell both as its head and as its tail.
         pulls.data = rate * weight * (4 * a * b) * power / (square * (1 + a * power))
-        push = np.zeros_like(y)
-        for _ in range(NEGATIVES):
-            away = y - y[rng.permutation(count)]
-            square = np.einsum("ij,ij->i", away, away)
-            strength = 2 * b / ((0.001 + square) * (1 + a * square**b))
-            push += np.clip(strength[:, None] * away, -4.0, 4.0)
-        push *= rate * degree
-        push /= np.maximum(np.linalg.norm(push, axis=1, keepdims=True) / PUSH, 1.0)
-        pushed = y + push
-        stiffness = 1 + np.asarray(pulls.sum(axis=1))
-        y = pushed
+        others = np.stack([rng.permutation(count) for _ in range(NEGATIVES)])
+        away = y[:, None] - y.take(others, 1)  # (2, NEGATIVES, N)
+        square = _squares(away)
+        strength = 2 * b / ((0.001 + square) * (1 + a * square**b))
+        push = rate * degree * np.clip(strength * away, -CUT, CUT).sum(1)
+        push /= np.maximum(np.sqrt(_squares(push)) / PUSH, 1.0)
+        stiffness = 1 + pulls @ np.ones(count, dtype=np.float32)
+        pushed = (y + push) / stiffness
+        pulls.data /= stiffness[head]
+        y = y + push
         for _ in range(SWEEPS):
-            y = (pushed + pulls @ y) / stiffness
-        y = y.astype(np.float32)
-    return y.astype(np.float64)
+            y = np.stack([pushed[axis] + pulls @ y[axis] for axis in range(2)])
+    return y.T.astype(np.float64)
+
+
+def _squares(vectors: np.ndarray) -> np.ndarray:
+    """Squared lengths of vectors (2, …)."""
+    squares: np.ndarray = vectors[0] ** 2 + vectors[1] ** 2
+    return squares
 
 
 def inverse(
@@ -383,37 +390,73 @@ def inverse(
     count = min(neighbors, len(layout))
     distance, near = spatial.cKDTree(layout).query(asked, k=np.arange(1, count + 1))
     membership = 1 / (1 + a * distance ** (2 * b))
-    cells = x[near]  # (C, K, n)
-    share = membership / membership.sum(1, keepdims=True)
-    points = np.einsum("ck,ckn->cn", share, cells, dtype=np.float64)
-    spread = np.linalg.norm(cells - points[:, None], axis=2).mean(1, keepdims=True)
+    cells = x[near].astype(np.float64)  # (C, K, n)
+    points = _sums(membership / membership.sum(1, keepdims=True), cells)
+    squares = np.einsum("ckn,ckn->ck", cells, cells)
+    spread = _gaps(cells, squares, points).mean(1, keepdims=True)
     # Drawn in proportion to its membership and pulling with its inverse: an edge's expected pull. umap-learn never
     # draws an edge whose share of the largest is below one in its 100 epochs.
     drawn = membership / membership.max(1, keepdims=True)
     drawn[drawn < 0.01] = 0.0
     stiffness = 1 / (membership * sigma[near] + 1e-6)
     sample = min(len(x), 256)
+    even = np.full((len(points), sample), 1 / sample)
     for step in range(INVERSE_STEPS):
-        pull = _clipped(_units(cells - points[:, None])[0], stiffness)
+        if step % REACHED == 0:
+            start, reach = points.copy(), np.abs(cells - points[:, None]).max(2)
+        shift = np.abs(points - start).max(1, keepdims=True)
+        pull, most = _clipped_sum(cells, points, _gaps(cells, squares, points), reach + shift, stiffness, drawn)
         others = rng.choice(len(x), sample, replace=False)
-        units, gap = _units(x[others] - points[:, None])
+        random = x[others].astype(np.float64)
+        gap = _gaps(random, np.einsum("kn,kn->k", random, random), points)
         member = np.exp(-np.maximum(gap - rho[others], 1e-6) / (sigma[others] + 1e-6))
-        push = _clipped(units, member / ((1 - member) * sigma[others] + 1e-6)).mean(1)
-        force = np.einsum("ck,ckn->cn", drawn, pull) - NEGATIVES * drawn.sum(1, keepdims=True) * push
-        most = np.einsum("ck,ck->c", drawn, np.linalg.norm(pull, axis=2))[:, None]
+        strength = member / ((1 - member) * sigma[others] + 1e-6)
+        push, _ = _clipped_sum(random, points, gap, gap, strength, even)
+        force = pull - NEGATIVES * drawn.sum(1, keepdims=True) * push
         points += (1 - step / INVERSE_STEPS) * spread * _bounded(force / np.maximum(most, 1e-12))
     return points
 
 
-def _units(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors (C, K, n) and lengths (C, K); a vector of length 0 stays 0."""
-    length = np.linalg.norm(vectors, axis=2)
-    return vectors / np.maximum(length, 1e-12)[..., None], length
+def _sums(weight: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Weighted sums (C, n) of cells, (K, n) for all points or (C, K, n) with some for each."""
+    sums: np.ndarray = weight @ cells if cells.ndim == 2 else (weight[:, None] @ cells)[:, 0]
+    return sums
 
 
-def _clipped(units: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    """Unit vectors (C, K, n) times strength (C, K), every component cut at umap-learn's ±4."""
-    return np.clip(strength[..., None] * units, -4.0, 4.0)
+def _gaps(cells: np.ndarray, squares: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Distances (C, K) of points (C, n) from cells as in `_sums`, given their squared norms, by matrix product."""
+    products = points @ cells.T if cells.ndim == 2 else (cells @ points[..., None])[..., 0]
+    own = np.einsum("cn,cn->c", points, points)[:, None]
+    gaps: np.ndarray = np.sqrt(np.maximum(squares + own - 2 * products, 0.0))
+    return gaps
+
+
+def _clipped_sum(
+    cells: np.ndarray,
+    points: np.ndarray,
+    gap: np.ndarray,
+    reach: np.ndarray,
+    strength: np.ndarray,
+    weight: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Forces of strength (C, K) along unit vectors from points (C, n) to cells as in `_sums`, every component cut at
+    umap-learn's ±4: their sum (C, n) by weight (C, K), and the sum (C, 1) of their lengths.
+
+    gap (C, K) is the distance and reach (C, K) a bound of the largest component: only where it lets a component be cut
+    is the force taken apart, the others are one matrix product.
+    """
+    # A cell at the point itself has no direction; nearer than this the product is rounding.
+    slope = np.divide(strength, gap, out=np.zeros_like(gap), where=gap > 1e-6)
+    cut = (slope * reach > CUT) & (weight > 0)
+    whole = np.where(cut, 0.0, weight * slope)
+    total = _sums(whole, cells) - whole.sum(1, keepdims=True) * points
+    length = whole * gap
+    point, cell = np.nonzero(cut)
+    taken = cells[cell] if cells.ndim == 2 else cells[point, cell]
+    force = weight[cut, None] * np.clip(slope[cut, None] * (taken - points[point]), -CUT, CUT)
+    total += (point == np.arange(len(points))[:, None]).astype(np.float64) @ force
+    length[cut] = np.linalg.norm(force, axis=1)
+    return total, length.sum(1, keepdims=True)
 
 
 def _bounded(force: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ class LinearSVM:
         """z (N, n) standardised cells, y (N,) their classes, at least two of them."""
         self.labels, y = np.unique(y, return_inverse=True)
         order = np.argsort(y, kind="stable")
-        self._turn = _span(z)
+        self._turn = span(z)
         cells = z[order].astype(np.float64) @ self._turn
         self._cells = np.column_stack([cells, np.ones(len(cells))])  # (N, r + 1)
         self._starts = np.searchsorted(y[order], np.arange(len(self.labels) + 1))
@@ -74,7 +74,7 @@ class LinearSVM:
         return weights @ self._turn.T, intercepts, gaps
 
 
-def _span(z: np.ndarray) -> np.ndarray:
+def span(z: np.ndarray) -> np.ndarray:
     """Orthonormal basis (n, r) of the span of z (N, n), at least one column; what is below rounding is left out."""
     values, vectors = np.linalg.eigh(z.T.astype(np.float64) @ z)
     kept = values > len(z) * np.finfo(z.dtype).eps ** 2 * values[-1]

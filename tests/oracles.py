@@ -505,3 +505,24 @@ def hinge_objective(
             margin += float(w) * component
         total += c * max(0.0, 1.0 - sign * margin)
     return total
+
+
+def perceptron_objective(
+    cells: list[list[float]], labels: list[int], weights: list[np.ndarray], offsets: list[np.ndarray], penalty: float
+) -> float:
+    """Mean cross-entropy of a multi-layer perceptron (ReLU, softmax) and ½ penalty Σ W², as MLPClassifier has it."""
+    total = 0.0
+    for x, label in zip(cells, labels, strict=True):
+        values = list(x)
+        for layer, (weight, offset) in enumerate(zip(weights, offsets, strict=True)):
+            found = []
+            for column in range(len(offset)):
+                value = float(offset[column])
+                for row, component in enumerate(values):
+                    value += float(weight[row, column]) * component
+                found.append(max(value, 0.0) if layer < len(weights) - 1 else value)
+            values = found
+        highest = max(values)
+        total += highest + log(sum(exp(value - highest) for value in values)) - values[label]
+    squares = sum(float(w) ** 2 for weight in weights for w in weight.ravel())
+    return total / len(cells) + 0.5 * penalty * squares

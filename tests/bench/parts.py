@@ -9,9 +9,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -26,13 +28,15 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from torch.utils.data import DataLoader
 
-from guided import classify
-from guided.backbone import EmbeddingNet
+from guided import classify, train
+from guided.augment import Images
+from guided.backbone import EmbeddingNet, Optimizers
 from guided.config import Augment, Backbone, Classifier, Config, Data, GuideUMAP
 from guided.data import Dataset, load_dataset
 from guided.folds import Fold, make_folds
 from guided.guide import EmbeddingGuide, load_guide
 from guided.inverse_umap import agreement, refresh_guide
+from guided.losses import Guide2DLoss, GuideUMAPLoss
 from guided.metrics import macro_f1
 from guided.train import _Run, run_fold
 from tests.bench import plain
@@ -273,7 +277,7 @@ def classifier_grids(bench: Bench) -> Iterator[Part]:
         x, y, guide = bench.embedding(length)
         classes, repeats = len(guide.classes), bench.scale.repeats
         scorer = make_scorer(macro_f1, classes=classes)  # over the classes that have a cell, as in the grid
-        # Our MLP is scikit-learn's: minutes on long embeddings would only say so again.
+        # scikit-learn's MLP takes a minute and more on long embeddings: NOTES.md has those.
         for family in ("knn", "svm", "mlp") if length == bench.scale.lengths[0] else ("knn", "svm"):
             # C = 10 takes libsvm minutes on long embeddings: left out of both sides.
             config = Classifier(families=(family,), svm_c=(0.01, 0.1, 1.0))  # type: ignore[arg-type]
@@ -408,13 +412,86 @@ def fold_run(bench: Bench) -> Iterator[Part]:
     )
 
 
-def _finished(data: Dataset, fold: Fold, guide: EmbeddingGuide, config: Config) -> dict[str, float]:
-    generator = run_fold(data, fold, guide, config, seed=0)
+def _finished(
+    data: Dataset, fold: Fold, guide: EmbeddingGuide, config: Config, checkpoint: Path | None = None
+) -> dict[str, float]:
+    generator = run_fold(data, fold, guide, config, seed=0, checkpoint=checkpoint)
     while True:
         try:
             next(generator)
         except StopIteration as end:
             return dict(end.value.metrics)
+
+
+def share(bench: Bench) -> Iterator[Part]:
+    """A whole fold run with its checkpoints, and of it all that is neither forward, backward and optimiser nor the
+    embedding pass (of which ten times as much is a share of 10 %): the laptop preset, and ResNet-18 with its
+    validation and grid."""
+    from sweeps.spec import load_sweep
+
+    laptop = load_sweep("ablation_lowpass", preset="laptop").variants[0].config
+    resnet = bench.config(
+        loss={"name": "guide_umap"},
+        validation=laptop.validation.model_dump(mode="json"),
+        classifier=laptop.classifier.model_dump(mode="json"),
+    )
+    if bench.scale.repeats == 1:
+        laptop = laptop.model_copy(update={"train": laptop.train.model_copy(update={"epochs": bench.scale.epochs})})
+    cells, size = bench.scale.cells, bench.scale.size
+    for name, config, data in (
+        ("laptop", laptop, bench.data(cells * 26 // 15, 40)),
+        ("resnet18", resnet, bench.data(cells, size)),
+    ):
+        fold, guide = make_folds(data, config.folds)[0], load_guide(config.guide, data.classes)
+        pairs, told = [], ""
+        for _ in range(bench.scale.repeats):
+            spent: dict[str, float] = {}
+            began = time.process_time()
+            with _timed(spent):
+                _finished(data, fold, guide, config, Path(tempfile.mkdtemp(dir=bench.folder)))
+            whole = time.process_time() - began
+            pairs.append((whole, whole - spent.pop("passes")))
+            told = ", ".join(f"{part} {seconds / whole:.1%}" for part, seconds in spent.items())
+        yield of_pairs(f"share around the passes, {name}", pairs, n=len(data.images), d=64, note=f"last one: {told}")
+
+
+@contextmanager
+def _timed(spent: dict[str, float]) -> Iterator[None]:
+    """While it lasts, CPU seconds of the parts of fold runs are added up in `spent`: `passes` are forward, loss,
+    backward, optimiser and embedding pass; what one part calls of another counts for that one only."""
+    open_: list[float] = []  # of each part under way, the seconds of the parts within it
+
+    def timed(method: Callable[..., Any], part: str) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            open_.append(0.0)
+            began = time.process_time()
+            try:
+                return method(*arguments, **named)
+            finally:
+                took = time.process_time() - began
+                spent[part] = spent.get(part, 0.0) + took - open_.pop()
+                if open_:
+                    open_[-1] += took
+
+        return wrapped
+
+    named = [
+        (EmbeddingNet, "forward", "passes"),
+        *((loss, "__call__", "passes") for loss in (Guide2DLoss, GuideUMAPLoss)),
+        (train, "norm_penalty", "passes"),
+        (Optimizers, "step", "passes"),
+        (_Run, "embed", "passes"),
+        (Images, "augmented", "data path"),
+        (_Run, "_refresh", "refresh"),
+        (_Run, "_validate", "validation"),
+        (_Run, "finish", "final"),
+        (_Run, "save", "checkpoints"),
+        (_Run, "__init__", "start"),
+    ]
+    with ExitStack() as stack:
+        for owner, name, part in named:
+            stack.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name), part)))
+        yield
 
 
 def sweep(bench: Bench) -> Iterator[Part]:
@@ -545,5 +622,6 @@ PARTS: dict[str, Callable[[Bench], Iterator[Part]]] = {
     "checkpoint": checkpoint,
     "start": start,
     "fold": fold_run,
+    "share": share,
     "sweep": sweep,
 }
