@@ -21,14 +21,14 @@ class Projected:
     """What the store that was written last holds of a study."""
 
     store: str  # its URI, without credentials
-    ended: dict[str, int] = field(default_factory=dict)  # by fold run: when the record ended that was written, ms
+    states: dict[str, str] = field(default_factory=dict)  # by fold run: the state of its record that was written
     away: str | None = None  # why it could not be written when it was tried last
     since: float = 0.0  # when it went away, seconds since the epoch
 
     def lacking(self, records: Iterable[Record]) -> int:
-        """How many of these records it is not known to hold; one that was retried counts until its newer end is
-        written."""
-        return sum(self.ended.get(record.id) != ended_at(record) for record in records)
+        """How many of these records it is not known to hold; one that was retried, or got metrics later,
+        counts until its newer state is written."""
+        return sum(self.states.get(record.id) != _state(record) for record in records)
 
 
 class ProjectionLog:
@@ -44,10 +44,10 @@ class ProjectionLog:
 
     def written(self, record: Record) -> None:
         """A record stands in the store; said again, nothing is added."""
-        ended = ended_at(record)
-        if self._known.ended.get(record.id) != ended:
-            self._append({"fold_run": record.id, "ended": ended})
-            self._known.ended[record.id] = ended
+        state = _state(record)
+        if self._known.states.get(record.id) != state:
+            self._append({"fold_run": record.id, "state": state})
+            self._known.states[record.id] = state
 
     def away(self, reason: str) -> None:
         """The store could not be written."""
@@ -82,21 +82,21 @@ def read_projected(folder: Path) -> Projected | None:
     if not told:
         return None
     store = told[-1]["store"]
-    ended: dict[str, int] = {}
+    states: dict[str, str] = {}
     away, since = None, 0.0
     for line in told:
         if line["store"] != store:
             continue
         if "fold_run" in line:
-            ended[line["fold_run"]] = line["ended"]
+            states[line["fold_run"]] = line["state"]
         elif "away" in line:
             away, since = line["away"], line["at"]
         else:
             away = None
-    return Projected(store, ended, away, since)
+    return Projected(store, states, away, since)
 
 
-KINDS = ({"store", "fold_run", "ended"}, {"store", "away", "at"}, {"store", "back"})
+KINDS = ({"store", "fold_run", "state"}, {"store", "away", "at"}, {"store", "back"})
 
 
 def _line(text: str) -> dict[str, Any] | None:
@@ -105,6 +105,10 @@ def _line(text: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return line if isinstance(line, dict) and line.keys() in KINDS else None
+
+
+def _state(record: Record) -> str:
+    return f"{ended_at(record)} {record.added}".rstrip()
 
 
 def ended_at(record: Record) -> int:
