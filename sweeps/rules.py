@@ -13,7 +13,7 @@ import numpy as np
 import optuna
 
 from guided.growth import REACHED_AT, WARMUP_EPOCHS, is_warmup
-from sweeps.spec import NoStop, Racing, SearchSettings, SearchSpace, Variant
+from sweeps.spec import Halving, NoStop, Racing, SearchSettings, SearchSpace, Variant
 
 Block = tuple[int, int, int]  # partition, fold, seed
 
@@ -123,9 +123,9 @@ def check_settings(space: SearchSpace, blocks: int, settings: SearchSettings) ->
         raise ValueError(
             f"stop rule {stop.rule!r} compares one score and the search has {count} objectives; use rule none"
         )
-    if isinstance(stop, Racing) and stop.first >= blocks:
+    if isinstance(stop, Racing | Halving) and stop.first >= blocks:
         raise ValueError(
-            f"racing starts with {stop.first} fold runs of a variant, and there are only {blocks}; "
+            f"{stop.rule} starts with {stop.first} fold runs of a variant, and there are only {blocks}; "
             "lower stop.first or use rule none"
         )
     if settings.sampler == "cmaes":

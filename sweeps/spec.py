@@ -86,6 +86,15 @@ class Racing(Strict):
     margin: Annotated[float, Field(ge=0)] = 0.0
 
 
+class Halving(Strict):
+    """A variant starts with `first` fold runs and goes on to eta times as many, again and again, while its mean is
+    among the best 1/eta of the variants that have come so far."""
+
+    rule: Literal["halving"] = "halving"
+    first: Annotated[int, Field(ge=1)] = 1
+    eta: Annotated[int, Field(ge=2)] = 3
+
+
 class Asha(Strict):
     """A fold run goes on while it is among the best 1/eta of its fold and loss, first after `min_epochs` beyond the
     warm-up. `auto`: at 60 % of its epochs, where embeddings that grow by the default rule have their length."""
@@ -113,7 +122,7 @@ class SearchSettings(Strict):
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = (
         Objective(metric="best/val_f1_macro", direction="maximize"),
     )
-    stop: Annotated[NoStop | Racing | Asha, Field(discriminator="rule")] = Asha()
+    stop: Annotated[NoStop | Racing | Halving | Asha, Field(discriminator="rule")] = Halving()
     warm_start: str = WARM_NONE
 
 

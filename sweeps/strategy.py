@@ -9,7 +9,7 @@ is keyed by (config id, partition, fold, seed). What Optuna hears of a variant, 
 | finished | every block finished | COMPLETE: mean of each objective over all blocks |
 | failed | a block failed (fault, out of memory, lost for good) | FAIL: the variant is incomplete, no 4-fold mean |
 | diverged | a block diverged | COMPLETE with 0, the worst macro-F1; FAIL with several objectives |
-| raced out | dropped by `racing` before its last block | COMPLETE: fold-adjusted estimate (see `adjusted`) |
+| raced out | dropped by `racing` or `halving` before the last block | COMPLETE: fold-adjusted estimate (`adjusted`) |
 | stopped | `asha` halted one of its fold runs | PRUNED with the validation curve of that fold run, up to the rung |
 | refused | values that make no configuration or break a constraint, or that were asked before | FAIL |
 
@@ -28,6 +28,9 @@ A sampler is made anew for each ask, seeded by (seed, number of the ask), so not
 - `none`: every variant is trained on every block.
 - `racing`: a variant starts with `first` blocks; after them, and again after each further one, it goes on only if the
   mean of its fold-paired differences to the best variant on the same blocks is at least -`margin`.
+- `halving`: asynchronous successive halving over fold runs. A variant starts with `first` blocks and is judged after
+  first · eta^k of them, before its last: it goes on if its mean is among the best 1/eta of the variants that have those
+  blocks too. The blocks come in an order drawn from the seed of the search, so that seeds and partitions are mixed.
 - `asha`: asynchronous successive halving over epochs, among fold runs of one block and one loss only (others have
   other folds, or start short). Rungs lie at warm-up + min_epochs · eta^k epochs of a fold run's own count (`rungs`);
   one goes on if its best validation score so far is among the best 1/eta of those that have reached the rung.
@@ -46,7 +49,7 @@ from optuna.trial import TrialState
 from sweeps import schema
 from sweeps.records import Record, Status
 from sweeps.rules import Block, adjusted, behind, check_settings, goes_on, make_sampler, rungs
-from sweeps.spec import Asha, Racing, SearchSettings, SearchSpace, SpecError, Variant
+from sweeps.spec import Asha, Halving, Racing, SearchSettings, SearchSpace, SpecError, Variant
 
 Key = tuple[str, int, int, int]  # config id, partition, fold, seed
 Decision = dict[str, Any]  # a line of the log
@@ -162,7 +165,11 @@ class Search:
         self._first = first
         self._space, self._blocks, self._settings, self._resolve = space, tuple(blocks), settings, resolve
         self._racing = settings.stop if isinstance(settings.stop, Racing) else None
+        self._halving = settings.stop if isinstance(settings.stop, Halving) else None
         self._asha = settings.stop if isinstance(settings.stop, Asha) else None
+        if self._halving:
+            order = np.random.default_rng(settings.seed).permutation(len(self._blocks))
+            self._blocks = tuple(self._blocks[place] for place in order)
         self._directions = [objective.direction for objective in settings.objectives]
         self._listed = space.listed()
         self._record = record or (lambda decision: None)
@@ -443,7 +450,8 @@ class Search:
                 f"ask {number} of the search, {values}, made configuration {decision['config']} and now makes {now}: "
                 "the sweep file or the code has changed; give the changed sweep another name"
             )
-        cleared = self._racing.first if self._racing else len(self._blocks)
+        by_folds = self._racing or self._halving
+        cleared = by_folds.first if by_folds else len(self._blocks)
         asked = _Asked(number, variant, decision["config"], values, trial, cleared, source=decision.get("source", ""))
         self._asked[number] = self._open[number] = asked
         self._numbers[asked.config] = number
@@ -475,6 +483,8 @@ class Search:
             return _told(asked, "finished", means.tolist())
         if self._racing and all(block in ends for block in self._blocks[: asked.cleared]):
             return self._race(asked, self._racing.margin)
+        if self._halving and all(block in ends for block in self._blocks[: asked.cleared]):
+            return self._halve(asked, self._halving.eta)
         return None
 
     def _race(self, asked: _Asked, margin: float) -> Decision:
@@ -483,6 +493,18 @@ class Search:
         if lag <= margin:
             return {"event": "cleared", "number": asked.number, "blocks": asked.cleared + 1}
         why = f"{lag:.3f} behind the best on the same {len(own)} folds"
+        return _told(asked, "raced out", [adjusted(own, rivals, self._blocks)], why=why)
+
+    def _halve(self, asked: _Asked, eta: int) -> Decision:
+        own, rivals = self._scores(asked), self._rivals(asked)
+        sign = 1.0 if self._directions[0] == "maximize" else -1.0
+        level = sign * float(np.mean(list(own.values())))
+        levels = [
+            sign * float(np.mean([other[block] for block in own])) for other in rivals if own.keys() <= other.keys()
+        ]
+        if goes_on(level, levels, eta):
+            return {"event": "cleared", "number": asked.number, "blocks": min(asked.cleared * eta, len(self._blocks))}
+        why = f"not among the best 1/{eta} of {len(levels) + 1} variants after {len(own)} fold runs"
         return _told(asked, "raced out", [adjusted(own, rivals, self._blocks)], why=why)
 
     def _judge_rungs(self, asked: _Asked, block: Block) -> None:

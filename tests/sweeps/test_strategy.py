@@ -24,6 +24,7 @@ EPOCHS = 8
 BLOCKS: tuple[Block, ...] = ((0, 0, 0), (0, 1, 0), (0, 2, 0), (0, 3, 0))
 NONE = {"rule": "none"}
 RACING = {"rule": "racing", "first": 2, "margin": 0.0}
+HALVING = {"rule": "halving", "first": 1, "eta": 2}
 ASHA = {"rule": "asha", "min_epochs": 1, "eta": 2}
 
 
@@ -125,6 +126,39 @@ def test_racing_lets_the_best_on_and_tells_the_others_an_estimate() -> None:
     assert [line["event"] for line in log if line["event"] not in ("ask", "start")] == [
         "cleared", "cleared", "told", "told", "cleared", "told",
     ]  # fmt: skip
+
+
+def test_halving_judges_after_one_two_and_four_blocks_in_an_order_of_its_own() -> None:
+    search, log = searching(of(variants=3, stop=HALVING))
+    p, q, r, s = (BLOCKS[place] for place in np.random.default_rng(0).permutation(4))
+    assert (p, q, r, s) != BLOCKS
+    by_number: dict[int, dict[Block, float]] = {
+        0: {p: 0.4, q: 0.6, r: 0.5, s: 0.5},  # nobody has come as far: it goes on each time
+        1: {p: 0.3},  # the second of two
+        2: {p: 0.5, q: 0.4},  # the first of three, then .45 against .5
+    }
+    done: list[tuple[int, Block]] = []
+    numbers: dict[int, int] = {}
+    while (job := search.next()) is not None:
+        place = numbers.setdefault(job.number, len(numbers))
+        done.append((place, job.block))
+        search.ended(job.key, End("finished", (), (by_number[place][job.block],)))
+    assert done == [(0, p), (0, q), (0, r), (0, s), (1, p), (2, p), (2, q)]
+    assert search.done
+    ranked = search.ranking()
+    assert [standing.end for standing in ranked] == ["finished", "raced out", "raced out"]
+    # Differences to the only finished one, .5 in the mean: 2 is .1 ahead on p and .2 behind on q, 1 is .1 behind on p.
+    assert [standing.told[0] for standing in ranked] == pytest.approx([0.5, 0.45, 0.4])
+    assert ranked[1].why == "not among the best 1/2 of 2 variants after 2 fold runs"
+    assert [line["blocks"] for line in log if line["event"] == "cleared"] == [2, 4, 2]
+
+
+def test_halving_keeps_the_lowest_where_less_is_better() -> None:
+    objective = [{"metric": "time/total", "direction": "minimize"}]
+    search, _ = searching(of(variants=2, stop=HALVING, objectives=objective))
+    while (job := search.next()) is not None:
+        search.ended(job.key, End("finished", (), (3.0 - len(search.variants()),)))
+    assert [standing.end for standing in search.ranking()] == ["finished", "finished"]  # 2 s, then 1 s
 
 
 def test_a_margin_lets_more_on() -> None:
@@ -453,7 +487,7 @@ STATE = {
 
 @settings(max_examples=40, deadline=None)
 @given(
-    stop=st.sampled_from([NONE, RACING, {**RACING, "first": 1, "margin": 0.05}, ASHA]),
+    stop=st.sampled_from([NONE, RACING, {**RACING, "first": 1, "margin": 0.05}, HALVING, ASHA]),
     sampler=st.sampled_from(["random", "tpe", "qmc"]),
     variants=st.integers(1, 6),
     workers=st.integers(1, 5),
