@@ -252,6 +252,7 @@ def test_two_drivers_on_one_study_the_second_refuses(tmp_path: Path) -> None:
     assert first.returncode == 0, printed
 
 
+@pytest.mark.slow
 def test_a_diverged_fold_run_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     text = SWEEP.replace("guide.radius: [2, 5]", "train.learning_rate: [0.003, 1.0e+30]").replace(
         "baseline: {guide.radius: 5}", "baseline: {train.learning_rate: 0.003}"
