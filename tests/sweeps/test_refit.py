@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,15 @@ def test_a_record_without_class_means_is_refused(out: Path, tmp_path: Path) -> N
         plan_refit(study, "radius=5")
 
 
+@pytest.fixture
+def uri_of_mlflow() -> Iterator[None]:
+    """MLflow keeps the store it was told in the environment, where the sweeps of later tests would find it."""
+    yield
+    mlflow.set_tracking_uri(None)
+
+
 @pytest.mark.slow
-def test_mlflow_has_the_network_and_the_file(out: Path, tmp_path: Path) -> None:
+def test_mlflow_has_the_network_and_the_file(out: Path, tmp_path: Path, uri_of_mlflow: None) -> None:
     export, uri = tmp_path / "a model.npz", f"sqlite:///{out / 'mlflow.db'}"
     words = ["refit", "radius", "radius=5", "--out", str(out), "--export", str(export), "--uri", uri]
     assert main(words) == 0 and main(words) == 0
