@@ -100,6 +100,17 @@ def test_rungs_lie_beyond_the_warm_up_and_before_the_end() -> None:
     assert rungs(bare, 1, 2) == [1, 2, 4]
 
 
+def played(search: Search, scores: Mapping[int, Mapping[Block, float]]) -> list[tuple[int, Block]]:
+    """Every fold run that the search starts ends at once, with the score of its variant, counted from 0; in order."""
+    done: list[tuple[int, Block]] = []
+    numbers: dict[int, int] = {}
+    while (job := search.next()) is not None:
+        place = numbers.setdefault(job.number, len(numbers))
+        done.append((place, job.block))
+        search.ended(job.key, End("finished", (), (scores[place][job.block],)))
+    return done
+
+
 def test_racing_lets_the_best_on_and_tells_the_others_an_estimate() -> None:
     search, log = searching(of(variants=3, stop=RACING))
     by_number: dict[int, dict[Block, float]] = {
@@ -107,12 +118,7 @@ def test_racing_lets_the_best_on_and_tells_the_others_an_estimate() -> None:
         1: {A: 0.3, B: 0.6},  # .05 behind 0 on A and B
         2: {A: 0.5, B: 0.6, C: 0.2},  # ahead after two blocks, behind after three
     }
-    done: list[tuple[int, Block]] = []
-    numbers: dict[int, int] = {}
-    while (job := search.next()) is not None:
-        place = numbers.setdefault(job.number, len(numbers))
-        done.append((place, job.block))
-        search.ended(job.key, End("finished", (), (by_number[place][job.block],)))
+    done = played(search, by_number)
     assert done == [(0, A), (0, B), (0, C), (0, D), (1, A), (1, B), (2, A), (2, B), (2, C)]
     assert search.done
     ranked = search.ranking()
@@ -137,12 +143,7 @@ def test_halving_judges_after_one_two_and_four_blocks_in_an_order_of_its_own() -
         1: {p: 0.3},  # the second of two
         2: {p: 0.5, q: 0.4},  # the first of three, then .45 against .5
     }
-    done: list[tuple[int, Block]] = []
-    numbers: dict[int, int] = {}
-    while (job := search.next()) is not None:
-        place = numbers.setdefault(job.number, len(numbers))
-        done.append((place, job.block))
-        search.ended(job.key, End("finished", (), (by_number[place][job.block],)))
+    done = played(search, by_number)
     assert done == [(0, p), (0, q), (0, r), (0, s), (1, p), (2, p), (2, q)]
     assert search.done
     ranked = search.ranking()
