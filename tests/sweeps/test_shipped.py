@@ -17,7 +17,7 @@ TINY = (
     "classifier.families=[knn] validation.classifier=centroid"
 )
 
-SEARCH = " search.variants=4 search.stop.rule=none"  # racing starts with more folds than there are
+SEARCH = " search.variants=4"
 
 
 @pytest.fixture(scope="module")
