@@ -8,7 +8,8 @@ MLflow's own models.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import nan
 from typing import Any
@@ -19,7 +20,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 from mlflow import MlflowClient
 from mlflow.store.db.db_types import DATABASE_ENGINES
-from sqlalchemy import Select, create_engine, select
+from sqlalchemy import Connection, Select, create_engine, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import aliased
 
@@ -91,26 +92,33 @@ def _from_database(uri: str, experiments: Sequence[str], tags: Mapping[str, str]
     def of_chosen(table: Any, *columns: Any) -> Select[Any]:
         return select(table.run_uuid, *columns).where(table.run_uuid.in_(chosen))
 
+    # One transaction: what another process writes meanwhile is seen in all tables or in none.
+    with _connected(uri) as database:
+        runs = {run: Run(run, status) for run, status in database.execute(of_chosen(SqlRun, SqlRun.status))}
+        for run, key, value in database.execute(of_chosen(SqlTag, SqlTag.key, SqlTag.value)):
+            runs[run].tags[key] = value
+        if params:
+            for run, key, value in database.execute(of_chosen(SqlParam, SqlParam.key, SqlParam.value)):
+                runs[run].params[key] = value
+        latest = (SqlLatestMetric.key, SqlLatestMetric.value, SqlLatestMetric.is_nan)
+        for run, key, value, is_nan in database.execute(of_chosen(SqlLatestMetric, *latest)):
+            runs[run].metrics[key] = nan if is_nan else value
+    return list(runs.values())
+
+
+@contextmanager
+def _connected(uri: str) -> Iterator[Connection]:
+    """A connection to a database. Raises ValueError where it cannot be read."""
     try:
         engine = create_engine(uri)
         try:
-            # One transaction: what another process writes meanwhile is seen in all tables or in none.
             with engine.connect() as database:
-                runs = {run: Run(run, status) for run, status in database.execute(of_chosen(SqlRun, SqlRun.status))}
-                for run, key, value in database.execute(of_chosen(SqlTag, SqlTag.key, SqlTag.value)):
-                    runs[run].tags[key] = value
-                if params:
-                    for run, key, value in database.execute(of_chosen(SqlParam, SqlParam.key, SqlParam.value)):
-                        runs[run].params[key] = value
-                latest = (SqlLatestMetric.key, SqlLatestMetric.value, SqlLatestMetric.is_nan)
-                for run, key, value, is_nan in database.execute(of_chosen(SqlLatestMetric, *latest)):
-                    runs[run].metrics[key] = nan if is_nan else value
+                yield database
         finally:
             engine.dispose()
     except SQLAlchemyError as error:
         told = str(error).strip().splitlines()[0]
         raise ValueError(f"the store {without_credentials(uri)} cannot be read ({told})") from None
-    return list(runs.values())
 
 
 def histories(uri: str, runs: Sequence[str], metrics: Sequence[str]) -> dict[str, dict[str, list[float]]]:
@@ -119,7 +127,7 @@ def histories(uri: str, runs: Sequence[str], metrics: Sequence[str]) -> dict[str
     Raises ValueError where a database cannot be read, MlflowException where a server cannot.
     """
     found: dict[str, dict[str, list[float]]] = {run: {} for run in runs}
-    if uri.split("://")[0].split("+")[0] not in DATABASE_ENGINES:
+    if not is_database(uri):
         client = MlflowClient(tracking_uri=uri)
         for run, told in found.items():
             for key in metrics:
@@ -131,17 +139,9 @@ def histories(uri: str, runs: Sequence[str], metrics: Sequence[str]) -> dict[str
     from mlflow.store.tracking.dbmodels.models import SqlMetric
 
     wanted = select(SqlMetric.run_uuid, SqlMetric.key, SqlMetric.value).where(SqlMetric.key.in_(metrics))
-    try:
-        engine = create_engine(uri)
-        try:
-            with engine.connect() as database:
-                for start in range(0, len(runs), MOST_NAMED):
-                    some = wanted.where(SqlMetric.run_uuid.in_(runs[start : start + MOST_NAMED]))
-                    for run, key, value in database.execute(some.order_by(SqlMetric.step)):
-                        found[run].setdefault(key, []).append(value)
-        finally:
-            engine.dispose()
-    except SQLAlchemyError as error:
-        told_line = str(error).strip().splitlines()[0]
-        raise ValueError(f"the store {without_credentials(uri)} cannot be read ({told_line})") from None
+    with _connected(uri) as database:
+        for start in range(0, len(runs), MOST_NAMED):
+            some = wanted.where(SqlMetric.run_uuid.in_(runs[start : start + MOST_NAMED]))
+            for run, key, value in database.execute(some.order_by(SqlMetric.step)):
+                found[run].setdefault(key, []).append(value)
     return found

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -47,7 +48,7 @@ class FoldRun:
     fold: int
     seed: int
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Sixteen hex digits of everything that may change the result."""
         return content_id(

@@ -66,8 +66,12 @@ class Study:
     @cached_property
     def _sharing(self) -> set[str]:
         """Keys of the embeddings that several variants have in common."""
-        keys = Counter(embedding_key(variant.config) for variant in self.sweep.variants)
-        return {key for key, count in keys.items() if count > 1}
+        return {key for key, count in self._embedding_keys.items() if count > 1}
+
+    @cached_property
+    def _embedding_keys(self) -> Counter[str]:
+        """How many variants have each embedding."""
+        return Counter(embedding_key(variant.config) for variant in self.sweep.variants)
 
     def keeps(self, config: Config) -> bool:
         """Whether the fold runs of a variant leave their embeddings."""
@@ -88,6 +92,8 @@ class Study:
     def in_turns(self, runs: Sequence[FoldRun]) -> tuple[list[FoldRun], list[FoldRun]]:
         """Those of `runs` that train, and those that take the embedding which is there or which one of the others
         leaves."""
+        if not self._sharing and not self.embeddings.exists():
+            return list(runs), []  # without the hashes of 10,000 folds
         train, take, left = [], [], set()
         for run in runs:
             path = self.embedding_of(run)
@@ -187,8 +193,8 @@ class Study:
         length = max(variant.config.embedding.length for variant in self.sweep.variants)
         record = largest_test * (2 * length + 4 * len(self.data.classes) + 40) + 50_000
         runs = len(self.fold_runs) * (1 if self.sweep.search is None else self.sweep.search.settings.variants)
-        keys = {embedding_key(variant.config) for variant in self.sweep.variants if self.keeps(variant.config)}
-        kept = len(keys) * len(self.fold_runs) // len(self.sweep.variants) * len(self.data.labels) * 4 * length
+        keys = len(self._embedding_keys) if self.sweep.resources.keep_embeddings else len(self._sharing)
+        kept = keys * len(self.fold_runs) // len(self.sweep.variants) * len(self.data.labels) * 4 * length
         return 2 * record * runs + kept + 4 * 200_000_000
 
     def write(self) -> None:
