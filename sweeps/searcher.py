@@ -74,8 +74,10 @@ class FoldRunSearcher(Searcher):
         if job is None or result.get("done"):
             return
         reason = self._search.epoch(job.key, int(result["epoch"]), float(result["val_f1"]))
-        if reason is not None:
-            self._halt(job.key, reason)
+        if reason is not None:  # the variant is out: whatever of it is under way need not reach its own next epoch
+            for other in self._jobs.values():
+                if other.number == job.number:
+                    self._halt(other.key, reason)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A trial is over. One without a record waits: the driver may write the record of a failed one a moment later

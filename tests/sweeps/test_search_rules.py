@@ -168,7 +168,11 @@ def test_asha_stops_within_a_fold_and_marks_what_it_stopped(driven: dict[str, Pa
     assert stopped and {record.identity["config_id"] for record in stopped} <= {numbers[at[0]] for at in halted}
     for record in stopped:
         assert "not among the best of its loss after 1 epochs" in record.reason
-        assert record.metrics == {} and len(record.history) <= 1 and record.artifacts() == []
+        assert record.metrics == {} and record.artifacts() == []
+        number = next(at[0] for at in halted if numbers[at[0]] == record.identity["config_id"])
+        itself = (number, *(record.identity[name] for name in ("partition", "fold", "seed"))) in halted
+        # Another fold run of the variant may be in its second epoch when this one is judged.
+        assert len(record.history) == 1 if itself else len(record.history) <= 2
     for number in {at[0] for at in halted}:
         assert ends(log)[number]["end"] == "stopped" and len(ends(log)[number]["curve"]) == 1
     assert statuses(folder, schema.FOLD_RUN_ROLE).count("KILLED") == len(stopped)
