@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from scipy.special import softmax
 from sklearn.model_selection import KFold, StratifiedKFold
 
@@ -20,7 +21,8 @@ from guided.linear_svm import LinearSVM
 from guided.metrics import macro_f1
 from guided.perceptron import Perceptron
 
-BLOCK = 2**22  # floats of a block of distances
+# Numbers of a block of products, and of offsets measured directly: what stays in the cache is not fetched twice.
+PRODUCTS, OFFSETS = 2**20, 2**17
 
 Values = dict[str, Any]
 
@@ -293,18 +295,21 @@ class _Neighbours:
         Which of several cells equally near at the end of the list are in it is left to rounding.
         """
         x = x.astype(np.float64)
-        labels = np.empty((len(x), self._most), dtype=np.int64)
-        distances = np.empty((len(x), self._most))
-        rows = max(1, BLOCK // max(len(self._z), self._most * x.shape[1]))
-        for begin in range(0, len(x), rows):
-            part = x[begin : begin + rows]
-            square = self._squares - 2 * part @ self._z.T
-            near = np.sort(np.argpartition(square, self._most - 1, axis=1)[:, : self._most], axis=1)
-            exact = np.linalg.norm(self._z[near] - part[:, None], axis=2)
-            order = np.argsort(exact, axis=1, kind="stable")
-            labels[begin : begin + rows] = self._y[np.take_along_axis(near, order, 1)]
-            distances[begin : begin + rows] = np.take_along_axis(exact, order, 1)
-        return labels, distances
+        near = np.empty((len(x), self._most), dtype=np.int64)
+        asked, cells, squares = (torch.from_numpy(array) for array in (x, self._z, self._squares))
+        for block in _blocks(len(x), PRODUCTS // len(self._z)):
+            square = torch.addmm(squares, asked[block], cells.T, alpha=-2)  # the cell's own square changes no order
+            near[block] = square.topk(self._most, largest=False, sorted=False).indices.numpy()
+        near.sort(axis=1)
+        distances = np.empty(near.shape)
+        # The product loses digits where cells are close; the few that matter are measured directly.
+        for block in _blocks(len(x), OFFSETS // (self._most * x.shape[1])):
+            offsets = self._z[near[block]]
+            offsets -= x[block, None]
+            offsets *= offsets
+            distances[block] = np.sqrt(offsets.sum(2))
+        order = np.argsort(distances, axis=1, kind="stable")
+        return self._y[np.take_along_axis(near, order, 1)], np.take_along_axis(distances, order, 1)
 
     def vote(self, labels: np.ndarray, distances: np.ndarray, k: int, weights: str) -> np.ndarray:
         """Share (N, C) float32 of the first k neighbours' weight per class; `distance` weighs by 1/d, and where a
@@ -322,13 +327,19 @@ class _Neighbours:
             some = coincide.any(1)
             weight[some] = coincide[some]
         rows = np.arange(len(labels))
-        votes = np.zeros((len(labels), self._classes))
-        np.add.at(votes, (rows[:, None], labels), weight)
+        places = labels + self._classes * rows[:, None]
+        votes = np.bincount(places.ravel(), weight.ravel(), len(labels) * self._classes).reshape(-1, self._classes)
         highest = votes >= votes.max(1, keepdims=True) * (1 - 1e-12)
         nearest = np.take_along_axis(highest, labels, 1).argmax(1)  # the first neighbour of a class with the most
         shares = (votes / votes.sum(1, keepdims=True)).astype(np.float32)
         shares[rows, labels[rows, nearest]] = np.nextafter(shares.max(1), np.float32(2))
         return shares
+
+
+def _blocks(count: int, rows: int) -> Iterator[slice]:
+    """0..count in slices of so many rows, at least one."""
+    rows = max(1, rows)
+    return (slice(begin, begin + rows) for begin in range(0, count, rows))
 
 
 class _KNN:

@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# umap-learn's numba would start a thread a core, and torch with it: its waiting threads would count as our time.
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import torch
 from rich.console import Console

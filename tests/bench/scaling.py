@@ -20,8 +20,12 @@ from unittest import mock
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from analysis.runs import load_study
+from guided.config import Config
+from guided.data import Dataset
+from guided.folds import make_folds
 from guided.train import _Run
 from sweeps import schema
 from sweeps.plan import plan_of
@@ -30,7 +34,7 @@ from sweeps.replay import Course, Grid, full_grid
 from sweeps.spec import load_sweep
 from sweeps.strategy import End
 from sweeps.study import Study, make_study, read_study
-from tests.bench.parts import Bench
+from tests.bench.parts import Bench, plain_run
 from tests.bench.timing import Part, compare, of_pairs
 
 SIMULATED = (8, 64, 512)  # workers
@@ -55,6 +59,65 @@ def growth(part: str, measured: Sequence[tuple[int, float]], told: str) -> Itera
             note += f"; time grows as n^{exponent:.2f}"
         yield of_pairs(part, [(before[1] * count / before[0], took)], n=count, clock="wall", note=note)
         before = (count, took)
+
+
+# --- five folds ---------------------------------------------------------------------------------------------------
+
+
+def five(bench: Bench) -> Iterator[Part]:
+    """guideUMAP at 64, ResNet-18, the grid after every epoch, six epochs, all folds: the plain implementation, fold
+    after fold with a thread a core, and `sweeps run` of the same, from command to report, on as many workers as cores
+    of a thread each and on one worker of all threads."""
+    full = bench.scale.repeats > 1
+    config = bench.config(train={"epochs": 6 if full else 4, "batch_size": 64})
+    size, limit = bench.scale.size, bench.scale.protocol
+    data = bench.data(limit * 13, size)
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    with threadpool_limits(cores):
+        began = time.perf_counter()
+        folds = [plain_run(bench, data, fold, config) for fold in make_folds(data, config.folds)]
+        plainly = time.perf_counter() - began
+    torch.set_num_threads(1)
+    told = ", ".join(f"{part} {sum(fold[part] for fold in folds):.0f}" for part in ("train", "embed", "refresh"))
+    theirs = np.mean([fold["f1"] for fold in folds])
+    for count, cpus in ((cores, 1), (1, cores)):
+        folder = Path(tempfile.mkdtemp(dir=bench.folder))
+        began = time.perf_counter()
+        found = _swept(bench, folder, config, data, count, cpus)
+        took = time.perf_counter() - began
+        ours = np.mean([record.metrics["test/f1_macro"] for record in found])
+        yield of_pairs(
+            f"five folds, {count} x {cpus} threads",
+            [(plainly, took)],
+            n=len(data.images),
+            d=64,
+            clock="wall",
+            note=f"macro-F1 {theirs:.3f} / {ours:.3f}; CPU seconds of the reference: {told}; training of ours took "
+            f"{spanned(found):.0f} s, the rest is Ray's start, MLflow and its end",
+        )
+
+
+def _swept(bench: Bench, folder: Path, config: Config, data: Dataset, workers: int, cpus: int) -> list[Record]:
+    """The records of a sweep over one variant, `config`, on the cells of `data`."""
+    told = config.model_dump(mode="json", exclude={"folds": {"holdout"}})
+    base = {f"{section}.{key}": value for section, values in told.items() for key, value in values.items()}
+    file = folder / "five.yaml"
+    only = {"loss.lowpass": base.pop("loss.lowpass")}
+    varied = {name: [value] for name, value in only.items()}
+    sweep = {"question": "How long?", "kind": "ablation", "base": base, "vary": varied, "baseline": only}
+    file.write_text(json.dumps(sweep))
+    settings = f"data.size={data.images.shape[1]} resources.workers={workers} resources.cpus={cpus}"
+    arguments = ["--preset", "laptop", "--out", str(folder / "out")]
+    if bench.source == "synthetic":
+        settings += f" data.cells={len(data.images)}"
+    else:
+        arguments += ["--data", bench.source, "--limit", str(bench.scale.protocol)]
+    command = [sys.executable, "-m", "sweeps", "run", str(file), *arguments, "--set", settings]
+    subprocess.run(command, check=True, capture_output=True)
+    (study_folder,) = (folder / "out" / "studies").iterdir()
+    study = read_study(study_folder)
+    return list(Records(folder / "out").read_all([run.id for run in study.fold_runs]).values())
 
 
 # --- workers and threads --------------------------------------------------------------------------------------------
@@ -289,6 +352,7 @@ def _took(work: Callable[[], object]) -> float:
 
 
 PARTS: dict[str, Callable[[Bench], Iterator[Part]]] = {
+    "five": five,
     "workers": workers,
     "bf16": bf16,
     "planning": planning,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,11 @@ def test_every_part_runs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_rows_of_growth(tmp_path: Path) -> None:
-    found = written(tmp_path, "--only", "planning", "records", "reading", "bf16")
+    found = written(tmp_path, "--only", "planning", "records", "reading", "bf16", "five")
     check(found)
+    assert [part["part"] for part in found["parts"][-2:]] == [
+        f"five folds, {os.cpu_count()} x 1 threads", f"five folds, 1 x {os.cpu_count()} threads"
+    ]  # fmt: skip
     assert [(part["part"], part["n"]) for part in found["parts"][:7]] == [
         ("planning", 10), ("planning", 20), ("writing records", 10), ("reading records", 10), ("reading records", 20),
         ("reading a study", 10), ("reading a study", 20),
