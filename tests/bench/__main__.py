@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import tempfile
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +23,7 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 import torch
 from rich.console import Console
 from rich.table import Table
+from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from tests.bench import parts, scaling
@@ -52,6 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     scale = parts.Scale.quick() if given.quick else parts.Scale.full()
     torch.set_num_threads(1)
+    # Of the reference, fold after fold: its MLP stops at 200 passes, and rare classes are what we have.
+    warnings.filterwarnings("ignore", category=ConvergenceWarning)
+    warnings.filterwarnings("ignore", message="The least populated class")
     found: list[Part] = []
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
         bench = parts.Bench(scale, Path(folder), given.data)
