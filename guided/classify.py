@@ -12,17 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import torch
 from scipy.special import softmax
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from guided.config import Classifier
 from guided.linear_svm import LinearSVM
 from guided.metrics import macro_f1
+from guided.neighbours import nearest_among
 from guided.perceptron import Perceptron
-
-# Numbers of a block of products, and of offsets measured directly: what stays in the cache is not fetched twice.
-PRODUCTS, OFFSETS = 2**20, 2**17
 
 Values = dict[str, Any]
 
@@ -286,7 +283,6 @@ class _Neighbours:
 
     def __init__(self, z: np.ndarray, y: np.ndarray, classes: int, most: int) -> None:
         self._z = z.astype(np.float64)
-        self._squares = np.einsum("ij,ij->i", self._z, self._z)
         self._y, self._classes, self._most = y, classes, min(most, len(z))
 
     def of(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -294,22 +290,8 @@ class _Neighbours:
 
         Which of several cells equally near at the end of the list are in it is left to rounding.
         """
-        x = x.astype(np.float64)
-        near = np.empty((len(x), self._most), dtype=np.int64)
-        asked, cells, squares = (torch.from_numpy(array) for array in (x, self._z, self._squares))
-        for block in _blocks(len(x), PRODUCTS // len(self._z)):
-            square = torch.addmm(squares, asked[block], cells.T, alpha=-2)  # the cell's own square changes no order
-            near[block] = square.topk(self._most, largest=False, sorted=False).indices.numpy()
-        near.sort(axis=1)
-        distances = np.empty(near.shape)
-        # The product loses digits where cells are close; the few that matter are measured directly.
-        for block in _blocks(len(x), OFFSETS // (self._most * x.shape[1])):
-            offsets = self._z[near[block]]
-            offsets -= x[block, None]
-            offsets *= offsets
-            distances[block] = np.sqrt(offsets.sum(2))
-        order = np.argsort(distances, axis=1, kind="stable")
-        return self._y[np.take_along_axis(near, order, 1)], np.take_along_axis(distances, order, 1)
+        indices, distances = nearest_among(self._z, x.astype(np.float64), self._most)
+        return self._y[indices], distances
 
     def vote(self, labels: np.ndarray, distances: np.ndarray, k: int, weights: str) -> np.ndarray:
         """Share (N, C) float32 of the first k neighbours' weight per class; `distance` weighs by 1/d, and where a
@@ -334,12 +316,6 @@ class _Neighbours:
         shares = (votes / votes.sum(1, keepdims=True)).astype(np.float32)
         shares[rows, labels[rows, nearest]] = np.nextafter(shares.max(1), np.float32(2))
         return shares
-
-
-def _blocks(count: int, rows: int) -> Iterator[slice]:
-    """0..count in slices of so many rows, at least one."""
-    rows = max(1, rows)
-    return (slice(begin, begin + rows) for begin in range(0, count, rows))
 
 
 class _KNN:

@@ -27,11 +27,8 @@ import torch
 from scipy import optimize, sparse, spatial
 
 from guided.config import Frame, GuideUMAP
+from guided.neighbours import nearest
 
-# Cells on a side of a tile of the product of all cells; among fewer than 64 · 20 torch finds 20 three times slower.
-TILE = 1408
-SPARE = 5  # candidates beyond the neighbours that are wanted
-OFFSETS = 2**16  # floats of a block of offsets between cells: what stays in the cache is not fetched twice
 JITTER = 1e-3  # sd of the start's noise, as a share of the guide's extent
 EDGE = 1e-5  # a point so near the hull, as a share of the layout's extent, is taken inwards: single precision is 1e-7
 INWARDS = 1e-3  # how far, as a share of the way to the layout's centre
@@ -229,85 +226,6 @@ def agreement(target: np.ndarray, embedding: np.ndarray, labels: np.ndarray) -> 
     present = np.unique(labels)
     means = np.stack([embedding[labels == label].mean(0) for label in present])
     return float(np.mean(spatial.distance.cdist(target[present], means).argmin(1) == np.arange(len(present))))
-
-
-def nearest(x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices and Euclidean distances (N, k) of the nearest cells, each cell itself first.
-
-    Exact at every N; umap-learn changes to an approximation at 4,096 cells. A matrix product finds a few cells more
-    than k; their distances are then measured directly, and where the product's rounding might have left out one of the
-    k nearest, it is taken again in double precision.
-    """
-    count = len(x)
-    most = min(k + SPARE, count)
-    candidates, next_square = _candidates(torch.from_numpy(x), most)
-    indices, distances = _measured(x, np.arange(count), candidates, k)
-    squares = np.einsum("ij,ij->i", x, x, dtype=np.float64)
-    # A sum of n products is off by at most n units of rounding of the two lengths.
-    off = (x.shape[1] + 8) * np.finfo(np.float32).eps / 2 * (np.sqrt(squares) + np.sqrt(squares.max())) ** 2
-    doubtful = np.flatnonzero(distances[:, -1].astype(np.float64) ** 2 > next_square + squares - off)
-    if most < count and len(doubtful):
-        again = _doubly(x, squares, doubtful, most)
-        indices[doubtful], distances[doubtful] = _measured(x, doubtful, again, k)
-    return indices, distances
-
-
-def _candidates(cells: torch.Tensor, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of every cell (N, n) the `most` nearest (N, most), itself among them, and of the farthest of these the squared
-    distance without the cell's own square (N,): no other cell is nearer, but for the rounding of the product.
-
-    Every tile of the product serves its rows and its columns.
-    """
-    count = len(cells)
-    squares = torch.linalg.vecdot(cells, cells)
-    found, at = torch.full((count, most), torch.inf), torch.zeros((count, most), dtype=torch.int64)
-
-    def offer(rows: slice, square: torch.Tensor, begin: int) -> None:
-        """Squared distances of cells `rows` from those that begin at `begin`."""
-        near = square.topk(min(most, square.shape[1]), largest=False, sorted=False)
-        best = torch.cat([found[rows], near.values], 1).topk(most, largest=False, sorted=False)
-        at[rows] = torch.cat([at[rows], near.indices + begin], 1).gather(1, best.indices)
-        found[rows] = best.values
-
-    tiles = [slice(begin, min(begin + TILE, count)) for begin in range(0, count, TILE)]
-    for place, rows in enumerate(tiles):
-        for columns in tiles[place:]:
-            product = cells[rows] @ cells[columns].T
-            square = torch.add(squares[columns], product, alpha=-2)
-            if rows == columns:
-                square.fill_diagonal_(-torch.inf)
-            else:
-                offer(columns, torch.add(squares[rows], product.T, alpha=-2), rows.start)
-            offer(rows, square, columns.start)
-    return at.numpy(), found.amax(1).numpy().astype(np.float64)
-
-
-def _doubly(x: np.ndarray, squares: np.ndarray, rows: np.ndarray, most: int) -> np.ndarray:
-    """The `most` nearest cells (M, most) of `rows` (M,), each itself among them, in double precision."""
-    cells, own = torch.from_numpy(x.astype(np.float64)), torch.from_numpy(squares)
-    near = np.empty((len(rows), most), dtype=np.int64)
-    for begin in range(0, len(rows), TILE):
-        part = rows[begin : begin + TILE]
-        square = torch.addmm(own, cells[part], cells.T, alpha=-2)
-        square[torch.arange(len(part)), torch.from_numpy(part)] = -torch.inf
-        near[begin : begin + TILE] = square.topk(most, largest=False, sorted=False).indices.numpy()
-    return near
-
-
-def _measured(x: np.ndarray, rows: np.ndarray, near: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest of the cells `near` (M, K) of `rows` (M,) and their distances (M, k), each cell itself first."""
-    near = np.sort(near, axis=1)  # of equally near cells the earlier comes first
-    distances = np.empty(near.shape, dtype=np.float32)
-    block = max(1, OFFSETS // (near.shape[1] * x.shape[1]))
-    for begin in range(0, len(rows), block):
-        part = slice(begin, begin + block)
-        offsets = x[near[part]]
-        offsets -= x[rows[part], None]
-        offsets *= offsets
-        distances[part] = np.sqrt(offsets.sum(2))
-    distances[near == rows[:, None]] = -1.0
-    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(near, order, 1).astype(np.int32), np.take_along_axis(distances, order, 1).clip(0.0)
 
 
 def supervised_graph(
@@ -509,10 +427,12 @@ def _clipped_sum(
     total = _sums(whole, cells) - whole.sum(1, keepdims=True) * points
     length = whole * gap
     point, cell = np.nonzero(cut)
-    taken = cells[cell] if cells.ndim == 2 else cells[point, cell]
-    force = weight[cut, None] * np.clip(slope[cut, None] * (taken - points[point]), -CUT, CUT)
-    total += (point == np.arange(len(points))[:, None]).astype(np.float64) @ force
-    length[cut] = np.linalg.norm(force, axis=1)
+    force = cells[cell] if cells.ndim == 2 else cells[point, cell]  # a copy, turned into forces where it lies
+    force -= points[point]
+    force *= slope[cut, None]
+    np.clip(force, -CUT, CUT, out=force)
+    total += np.where(point == np.arange(len(points))[:, None], weight[cut], 0.0) @ force
+    length[cut] = weight[cut] * np.sqrt(np.einsum("fn,fn->f", force, force))
     return total, length.sum(1, keepdims=True)
 
 

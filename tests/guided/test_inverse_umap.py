@@ -33,7 +33,6 @@ from guided.inverse_umap import (
     inverse,
     jittered_start,
     low_pass,
-    nearest,
     optimise_layout,
     pad_guide,
     query_frame,
@@ -42,6 +41,7 @@ from guided.inverse_umap import (
     supervised_graph,
 )
 from guided.losses import GuideUMAPLoss, Setting
+from guided.neighbours import nearest
 
 DRAWN = read_guide(SHIPPED / "marrow.yaml").scaled(5.0)
 GUIDE = DRAWN.points
@@ -134,40 +134,6 @@ def test_padding_never_cuts() -> None:
 
 
 # --- the parts against umap-learn -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("count", "length"), [(50, 2), (300, 7), (40, 300)])
-def test_neighbours_are_those_of_brute_force(count: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inverse_umap, "TILE", 17)
-    monkeypatch.setattr(inverse_umap, "OFFSETS", 5000)  # several of each
-    x = np.random.default_rng(count).normal(size=(count, length)).astype(np.float32)
-    indices, distances = nearest(x, 9)
-    full = cdist(x, x)
-    np.testing.assert_array_equal(indices, np.argsort(full, axis=1)[:, :9])
-    np.testing.assert_allclose(distances, np.sort(full, axis=1)[:, :9], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("length", [3, 64])
-def test_neighbours_are_exact_where_the_product_rounds_their_distances_away(length: int) -> None:
-    rng = np.random.default_rng(length)
-    # Ten tight clusters far out: in single precision the squares of the lengths swallow the distances within.
-    x = (rng.normal(0, 30, (10, length))[rng.integers(10, size=400)] + rng.normal(0, 1e-3, (400, length))).astype(
-        np.float32
-    )
-    full = cdist(x.astype(np.float64), x.astype(np.float64))
-    rounded = np.sort(np.argsort(np.square(x).sum(1) - 2 * x @ x.T, axis=1)[:, :9], axis=1)
-    assert (rounded != np.sort(np.argsort(full, axis=1)[:, :9], axis=1)).any(1).mean() > 0.5, "it would go wrong"
-    indices, distances = nearest(x, 9)
-    np.testing.assert_allclose(distances, np.sort(full, axis=1)[:, :9], rtol=1e-5)
-    np.testing.assert_array_equal(np.sort(indices, axis=1), np.sort(np.argsort(full, axis=1)[:, :9], axis=1))
-
-
-def test_a_cell_is_its_own_first_neighbour_even_among_duplicates() -> None:
-    x = np.zeros((12, 3), dtype=np.float32)
-    x[6:] = 1
-    indices, distances = nearest(x, 5)
-    np.testing.assert_array_equal(indices[:, 0], np.arange(12))
-    np.testing.assert_array_equal(distances, 0)
 
 
 @pytest.mark.parametrize("duplicates", [False, True])

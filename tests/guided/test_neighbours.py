@@ -1,0 +1,95 @@
+"""Nearest cells against sorted distances in double precision."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
+
+from guided import neighbours
+from guided.neighbours import nearest, nearest_among
+
+
+def sorted_by_distance(cells: np.ndarray, asked: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    full = cdist(asked.astype(np.float64), cells.astype(np.float64))
+    order = np.argsort(full, axis=1, kind="stable")[:, :k]
+    return order, np.take_along_axis(full, order, 1)
+
+
+def clusters(length: int, width: float) -> np.ndarray:
+    """400 cells in ten clusters far out: the squares of the lengths swallow the distances within."""
+    rng = np.random.default_rng(length)
+    means = rng.normal(0, 30, (10, length))
+    return (means[rng.integers(10, size=400)] + rng.normal(0, width, (400, length))).astype(np.float32)
+
+
+@pytest.mark.parametrize(("count", "length"), [(50, 2), (300, 7), (40, 300), (900, 5)])
+def test_they_are_those_of_brute_force(count: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "TILE", 317)
+    monkeypatch.setattr(neighbours, "PRODUCTS", 5000)
+    monkeypatch.setattr(neighbours, "OFFSETS", 5000)  # several of each
+    x = np.random.default_rng(count).normal(size=(count, length)).astype(np.float32)
+    order, full = sorted_by_distance(x, x, 9)
+    for indices, distances in (nearest(x, 9), nearest_among(x, x, 9)):
+        np.testing.assert_array_equal(indices, order)
+        np.testing.assert_allclose(distances, full, rtol=1e-5, atol=1e-6)
+        assert distances.dtype == np.float32
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 6), st.integers(0, 2**32 - 1))
+def test_on_a_lattice_the_earlier_of_equally_near_cells_comes_first(m: int, n: int, k: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cells, asked = (rng.integers(0, 30, (count, 3)).astype(np.float64) for count in (n, m))
+    indices, distances = nearest_among(cells, asked, min(k, n))
+    order, full = sorted_by_distance(cells, asked, min(k, n))
+    np.testing.assert_array_equal(distances, full)
+    if n <= k + neighbours.SPARE:  # else which of several at the end of the list are in it is left to rounding
+        np.testing.assert_array_equal(indices, order)
+
+
+@pytest.mark.parametrize("length", [3, 64])
+def test_they_are_exact_where_the_product_rounds_their_distances_away(length: int) -> None:
+    x = clusters(length, 1e-3)
+    order, full = sorted_by_distance(x, x, 9)
+    rounded = np.argsort(np.square(x).sum(1) - 2 * x @ x.T, axis=1)[:, :9]
+    assert (np.sort(rounded) != np.sort(order)).any(1).mean() > 0.5, "single precision goes wrong here"
+    indices, distances = nearest(x, 9)
+    np.testing.assert_allclose(distances, full, rtol=1e-5)
+    np.testing.assert_array_equal(np.sort(indices), np.sort(order))
+    double = x.astype(np.float64)
+    indices, distances = nearest_among(double, double[:50] + 1e-4, 9)
+    order, full = sorted_by_distance(double, double[:50] + 1e-4, 9)
+    np.testing.assert_array_equal(indices, order)
+    np.testing.assert_allclose(distances, full, rtol=1e-12)
+
+
+def test_few_rows_are_looked_for_twice_where_cells_are_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_again = []
+    doubly = neighbours._doubly
+    monkeypatch.setattr(
+        neighbours,
+        "_doubly",
+        lambda cells, asked, most, own: asked_again.append(len(asked)) or doubly(cells, asked, most, own),
+    )
+    nearest(clusters(64, 3.0), 9)
+    assert sum(asked_again) < 20
+    nearest(clusters(64, 1e-3), 9)
+    assert sum(asked_again) > 350
+
+
+def test_a_cell_is_its_own_first_neighbour_even_among_duplicates() -> None:
+    x = np.zeros((12, 3), dtype=np.float32)
+    x[6:] = 1
+    indices, distances = nearest(x, 5)
+    np.testing.assert_array_equal(indices[:, 0], np.arange(12))
+    np.testing.assert_array_equal(distances, 0)
+
+
+def test_what_overflows_in_single_precision_is_found_in_double() -> None:
+    cells = np.random.default_rng(0).normal(size=(100, 4))
+    asked = np.full((1, 4), 1e25)
+    indices, distances = nearest_among(cells, asked, 3)
+    np.testing.assert_allclose(distances, 2e25)
+    assert len(set(indices[0])) == 3
