@@ -87,7 +87,8 @@ def refresh_guide(
     # Cells that differ by the rounding of single precision would be blown up to a cloud.
     if scale <= 1e-7 * float(np.abs(centre).max()):
         raise ValueError("every cell has the same embedding; there is nothing UMAP could lay out")
-    x = (offsets / scale).astype(np.float32)
+    offsets /= scale
+    x = offsets.astype(np.float32)
     rng = np.random.default_rng(seed)
     start = jittered_start(guide, labels, rng)
     knn = nearest(x, min(loss.n_neighbors, len(x) - 1))
@@ -365,22 +366,27 @@ def inverse(
     count = min(neighbors, len(layout))
     distance, near = spatial.cKDTree(layout).query(asked, k=np.arange(1, count + 1))
     membership = 1 / (1 + a * distance ** (2 * b))
-    cells = x[near].astype(np.float64)  # (C, K, n)
-    points = _sums(membership / membership.sum(1, keepdims=True), cells)
+    # From where each point starts, single precision has digits enough for the cells around it, at half the traffic.
+    origin = _sums(membership / membership.sum(1, keepdims=True), x[near].astype(np.float64))
+    cells = (x[near] - origin[:, None]).astype(np.float32)  # (C, K, n)
     squares = np.einsum("ckn,ckn->ck", cells, cells)
-    spread = _gaps(cells, squares, points).mean(1, keepdims=True)
+    spread = np.sqrt(squares).mean(1, keepdims=True)
     # Drawn in proportion to its membership and pulling with its inverse: an edge's expected pull. umap-learn never
     # draws an edge whose share of the largest is below one in its 100 epochs.
     drawn = membership / membership.max(1, keepdims=True)
     drawn[drawn < 0.01] = 0.0
-    stiffness = 1 / (membership * sigma[near] + 1e-6)
+    stiffness = (1 / (membership * sigma[near] + 1e-6)).astype(np.float32)
+    pulling = drawn.astype(np.float32)
     sample = min(len(x), 256)
-    even = np.full((len(points), sample), 1 / sample)
+    even = np.full((len(asked), sample), 1 / sample)
+    moved = np.zeros_like(origin)
     for step in range(INVERSE_STEPS):
+        near_by = moved.astype(np.float32)
         if step % REACHED == 0:
-            start, reach = points.copy(), np.abs(cells - points[:, None]).max(2)
-        shift = np.abs(points - start).max(1, keepdims=True)
-        pull, most = _clipped_sum(cells, points, _gaps(cells, squares, points), reach + shift, stiffness, drawn)
+            start, reach = near_by, np.abs(cells - near_by[:, None]).max(2)
+        shift = np.abs(near_by - start).max(1, keepdims=True)
+        pull, most = _clipped_sum(cells, near_by, _gaps(cells, squares, near_by), reach + shift, stiffness, pulling)
+        points = origin + moved
         others = rng.choice(len(x), sample, replace=False)
         random = x[others].astype(np.float64)
         gap = _gaps(random, np.einsum("kn,kn->k", random, random), points)
@@ -388,8 +394,8 @@ def inverse(
         strength = member / ((1 - member) * sigma[others] + 1e-6)
         push, _ = _clipped_sum(random, points, gap, gap, strength, even)
         force = pull - NEGATIVES * drawn.sum(1, keepdims=True) * push
-        points += (1 - step / INVERSE_STEPS) * spread * _bounded(force / np.maximum(most, 1e-12))
-    return points
+        moved += (1 - step / INVERSE_STEPS) * spread * _bounded(force / np.maximum(most, 1e-12))
+    return origin + moved
 
 
 def _sums(weight: np.ndarray, cells: np.ndarray) -> np.ndarray:

@@ -101,10 +101,13 @@ def _settled(
     the square of what was left out, by more than rounding are looked for again. `own` (M,) are those asked, among the
     cells."""
     indices, distances = _measured(cells, asked, candidates, k, own)
-    lengths, longest = (np.sqrt(np.einsum("ij,ij->i", a, a, dtype=np.float64)) for a in (asked, cells))
-    off = ROUNDING * np.finfo(np.float32).eps / 2 * (lengths + longest.max()) ** 2
+    squares, farthest = (
+        np.einsum("ij,ij->i", asked, asked).astype(np.float64),
+        np.einsum("ij,ij->i", cells, cells).max(),
+    )
+    off = ROUNDING * np.finfo(np.float32).eps / 2 * (np.sqrt(squares) + np.sqrt(farthest)) ** 2
     # Said in this way a product that has overflowed is in doubt as well.
-    doubtful = np.flatnonzero(~(distances[:, -1].astype(np.float64) ** 2 <= beyond + lengths**2 - off))
+    doubtful = np.flatnonzero(~(distances[:, -1].astype(np.float64) ** 2 <= beyond + squares - off))
     if candidates.shape[1] < len(cells) and len(doubtful):
         mine = None if own is None else own[doubtful]
         again = _doubly(cells, asked[doubtful], candidates.shape[1], mine)

@@ -21,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from sklearn.exceptions import ConvergenceWarning
@@ -79,8 +80,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def table(found: list[Part]) -> Table:
-    """Medians and ratios of the parts."""
-    shown = Table("part", "n", "d", "reference s", "ours s", "ratio", "low-high", "repeats", "clock")
+    """Medians and ratios of the parts, and of how many repeats."""
+    shown = Table(
+        "part", "n", "d", "ref. s", "ours s", "ratio", "low-high", "of", "clock", box=box.SIMPLE, pad_edge=False
+    )
+    shown.columns[0].no_wrap = True
     for part in found:
         shown.add_row(
             part.part,
