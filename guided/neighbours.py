@@ -81,7 +81,8 @@ def _mutual(cells: torch.Tensor, most: int) -> tuple[np.ndarray, np.ndarray]:
         at[rows] = torch.cat([at[rows], indices + begin], 1).gather(1, best.indices)
         found[rows] = best.values
 
-    tiles = [slice(begin, min(begin + TILE, count)) for begin in range(0, count, TILE)]
+    side = -(-count // -(-count // TILE))  # tiles as even as can be: narrow ones are slow to look through
+    tiles = [slice(begin, min(begin + side, count)) for begin in range(0, count, side)]
     for place, rows in enumerate(tiles):
         for columns in tiles[place:]:
             product = cells[rows] @ cells[columns].T

@@ -486,7 +486,7 @@ def _write(path: Path, state: dict[str, Any]) -> None:
     """Put a state in place whole or not at all."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_sealed(path, buffer.getvalue())
+    write_sealed(path, buffer.getbuffer())
 
 
 def _read(path: Path) -> dict[str, Any] | None:

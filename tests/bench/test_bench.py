@@ -47,7 +47,7 @@ def test_every_part_runs(tmp_path: Path) -> None:
     names = {part["part"].split(",")[0] for part in found["parts"]}
     assert names == {
         "data path", "training step", "embedding pass", "guide refresh", "validation", "final grid", "checkpoint",
-        "start of a fold run", "whole fold run", "share around the passes", "whole sweep", "tracking of a fold run",
+        "start of a fold run", "whole fold run", "around the passes", "whole sweep", "tracking of a fold run",
     }  # fmt: skip
 
 
