@@ -102,10 +102,8 @@ def _settled(
     the square of what was left out, by more than rounding are looked for again. `own` (M,) are those asked, among the
     cells."""
     indices, distances = _measured(cells, asked, candidates, k, own)
-    squares, farthest = (
-        np.einsum("ij,ij->i", asked, asked).astype(np.float64),
-        np.einsum("ij,ij->i", cells, cells).max(),
-    )
+    squares = np.einsum("ij,ij->i", asked, asked).astype(np.float64)
+    farthest = np.einsum("ij,ij->i", cells, cells).max()
     off = ROUNDING * np.finfo(np.float32).eps / 2 * (np.sqrt(squares) + np.sqrt(farthest)) ** 2
     # Said in this way a product that has overflowed is in doubt as well.
     doubtful = np.flatnonzero(~(distances[:, -1].astype(np.float64) ** 2 <= beyond + squares - off))
