@@ -426,7 +426,8 @@ def _clipped_sum(
     gap (C, K) is the distance and reach (C, K) a bound of the largest component: only where it lets a component be cut
     is the force taken apart, the others are one matrix product.
     """
-    # A cell at the point itself has no direction; nearer than this the product is rounding.
+    # A cell at the point itself has no direction; nearer than this the product is rounding (in single precision nearer
+    # than a thousandth of a cell's length, where what is left of a pull moves nothing).
     slope = np.divide(strength, gap, out=np.zeros_like(gap), where=gap > 1e-6)
     cut = (slope * reach > CUT) & (weight > 0)
     whole = np.where(cut, 0.0, weight * slope)

@@ -2,8 +2,9 @@
 
 A product in single precision finds a few cells more than are wanted; the distances of these are then computed from
 their differences, so that they keep their digits where cells are close. Where the product's rounding may have left out
-one of the nearest, it is taken again in double precision. umap-learn changes to an approximation at 4,096 cells; this
-is as exact at every number of cells.
+one of the nearest, it is taken again in double precision. So none is missed at any number of cells, unless rounding is
+beyond `ROUNDING`; umap-learn changes to an approximation at 4,096 cells. Values are expected near 1, as their callers
+scale them.
 """
 
 from __future__ import annotations
@@ -18,23 +19,27 @@ PRODUCTS = 2**20  # numbers of a block of products with all cells
 OFFSETS = 2**16  # numbers of a block of differences: what stays in the cache is not fetched twice
 GROUP = 8  # cells of which the nearest is looked at first
 SPARE = 10  # candidates beyond the neighbours that are wanted
-# By how much the product is off, in units of rounding of the squared lengths: 1 or 2, in one of 10,000 pairs more than
-# this (64 to 1,024 components; NOTES.md). To be left out, a neighbour needs that and ten others in the gap.
+# By how much the product may be off, in units of rounding of the squared lengths. On embeddings of 64 to 1,024
+# components it is off by 1 or 2, in one of 10,000 pairs by 7 to 11 (NOTES.md). The proven bound, a unit a component,
+# would doubt nearly every row; components that are copies of one another come close to it.
 ROUNDING = 10
 
 
 def nearest(x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices int64 and Euclidean distances (N, k), in the type of x (N, n), of the cells nearest to each, itself
-    first, of equally near ones the earlier first."""
-    candidates, beyond = _mutual(torch.from_numpy(x.astype(np.float32, copy=False)), min(k + SPARE, len(x)))
+    """Indices int64 and Euclidean distances (N, k), in the type of x (N, n), of the k <= N cells nearest to each,
+    itself first, of equally near ones the earlier first.
+
+    Which of several cells equally near at the end of the list are in it is left to rounding.
+    """
+    candidates, beyond = _mutual(_single(x), min(k + SPARE, len(x)))
     return _settled(x, x, candidates, beyond, k, np.arange(len(x)))
 
 
 def nearest_among(cells: np.ndarray, asked: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices int64 and Euclidean distances (M, k), in the type of cells (N, n), of the cells nearest to each of asked
-    (M, n), of equally near ones the earlier first."""
+    """Indices int64 and Euclidean distances (M, k), in the type of cells (N, n), of the k <= N cells nearest to each
+    of asked (M, n), of equally near ones the earlier first, as in `nearest`."""
     most = min(k + SPARE, len(cells))
-    single, points = (torch.from_numpy(array.astype(np.float32, copy=False)) for array in (cells, asked))
+    single, points = _single(cells), _single(asked)
     squares = torch.linalg.vecdot(single, single)
     candidates, beyond = np.empty((len(asked), most), dtype=np.int64), np.empty(len(asked))
     for block in blocks(len(asked), PRODUCTS // len(cells)):
@@ -47,6 +52,10 @@ def blocks(count: int, rows: int) -> Iterator[slice]:
     """0..count in slices of so many rows, at least one."""
     rows = max(1, rows)
     return (slice(begin, begin + rows) for begin in range(0, count, rows))
+
+
+def _single(x: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
 
 
 def _smallest(values: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,15 +107,14 @@ def _mutual(cells: torch.Tensor, most: int) -> tuple[np.ndarray, np.ndarray]:
 def _settled(
     cells: np.ndarray, asked: np.ndarray, candidates: np.ndarray, beyond: np.ndarray, k: int, own: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest of the candidates (M, K), measured; rows whose last neighbour is not nearer than `beyond` (M,),
-    the square of what was left out, by more than rounding are looked for again. `own` (M,) are those asked, among the
-    cells."""
+    """The k nearest of the candidates (M, K), measured. Every other cell has a square of at least `beyond` (M,), less
+    that of the cell asked; rows whose last neighbour is not nearer than that by more than rounding are looked for
+    again. `own` (M,) are those asked, among the cells."""
     indices, distances = _measured(cells, asked, candidates, k, own)
-    squares = np.einsum("ij,ij->i", asked, asked).astype(np.float64)
-    farthest = np.einsum("ij,ij->i", cells, cells).max()
-    off = ROUNDING * np.finfo(np.float32).eps / 2 * (np.sqrt(squares) + np.sqrt(farthest)) ** 2
-    # Said in this way a product that has overflowed is in doubt as well.
-    doubtful = np.flatnonzero(~(distances[:, -1].astype(np.float64) ** 2 <= beyond + squares - off))
+    last, squares = distances[:, -1].astype(np.float64), np.einsum("ij,ij->i", asked, asked).astype(np.float64)
+    # A neighbour that was left out is no farther than the last one found, so that is how long it can be.
+    off = ROUNDING * np.finfo(np.float32).eps / 2 * (2 * np.sqrt(squares) + last) ** 2
+    doubtful = np.flatnonzero(last**2 > beyond + squares - off)
     if candidates.shape[1] < len(cells) and len(doubtful):
         mine = None if own is None else own[doubtful]
         again = _doubly(cells, asked[doubtful], candidates.shape[1], mine)
@@ -116,7 +124,7 @@ def _settled(
 
 def _doubly(cells: np.ndarray, asked: np.ndarray, most: int, own: np.ndarray | None) -> np.ndarray:
     """The `most` nearest cells (M, most) by a product in double precision, `own` (M,) among them."""
-    double, points = (torch.from_numpy(array.astype(np.float64, copy=False)) for array in (cells, asked))
+    double, points = (torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)) for array in (cells, asked))
     squares = torch.linalg.vecdot(double, double)
     near = np.empty((len(asked), most), dtype=np.int64)
     for block in blocks(len(asked), PRODUCTS // len(cells)):

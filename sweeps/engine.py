@@ -420,6 +420,7 @@ class _SearchRun:
             _set_aside(self._records, done, BROKEN)
         for run_id in self._stopped_elsewhere(log, done):
             self._records.set_aside(run_id)
+            self._records.drop_checkpoint(run_id)  # where the word to stop may lie
             del done[run_id]
         self.done = done
         self.search = Search(
@@ -449,6 +450,7 @@ class _SearchRun:
         record = self._records.read(run.id)
         if record is not None and record.status == "stopped" and self.search.halted(job.key) is None:
             self._records.set_aside(run.id)
+            self._records.drop_checkpoint(run.id)
             return None
         return record
 

@@ -34,6 +34,7 @@ class FoldRunSearcher(Searcher):
         self._left = most
         self._jobs: dict[str, Job] = {}  # by trial id: fold runs under way
         self._waiting: set[Key] = set()  # over for Tune, without a record so far
+        self._out: set[int] = set()  # variants whose fold runs have been told to stop
 
     def __reduce__(self) -> tuple[type[Searcher], tuple[()]]:
         # Tune pickles its searcher for a restore that never happens here.
@@ -74,7 +75,8 @@ class FoldRunSearcher(Searcher):
         if job is None or result.get("done"):
             return
         reason = self._search.epoch(job.key, int(result["epoch"]), float(result["val_f1"]))
-        if reason is not None:  # the variant is out: whatever of it is under way need not reach its own next epoch
+        if reason is not None and job.number not in self._out:
+            self._out.add(job.number)  # once: later a fold run may have ended that Tune has not told of yet
             for other in self._jobs.values():
                 if other.number == job.number:
                     self._halt(other.key, reason)

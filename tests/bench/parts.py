@@ -82,7 +82,12 @@ class Bench:
         if self.source == "synthetic":
             return load_dataset(Data(size=size, cells=cells), self.folder, progress=False)
         found = load_dataset(Data(source=self.source, size=size), self.folder, progress=False)
-        limit = max(1, cells // len(found.classes))
+        return self.limited(max(1, cells // len(found.classes)), size)
+
+    def limited(self, limit: int, size: int) -> Dataset:
+        """At most `limit` cells of a class; as many of the synthetic marrow as 13 such classes have."""
+        if self.source == "synthetic":
+            return self.data(13 * limit, size)
         return load_dataset(Data(source=self.source, size=size, limit=limit), self.folder, progress=False)
 
     def run(self, config: Config, data: Dataset) -> _Run:

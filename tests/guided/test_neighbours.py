@@ -27,7 +27,7 @@ def clusters(length: int, width: float) -> np.ndarray:
 
 @pytest.mark.parametrize(("count", "length"), [(50, 2), (300, 7), (40, 300), (900, 5)])
 def test_they_are_those_of_brute_force(count: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "TILE", 317)
+    monkeypatch.setattr(neighbours, "TILE", 460)  # of the 900 two, looked through by groups
     monkeypatch.setattr(neighbours, "PRODUCTS", 5000)
     monkeypatch.setattr(neighbours, "OFFSETS", 5000)  # several of each
     x = np.random.default_rng(count).normal(size=(count, length)).astype(np.float32)
@@ -79,17 +79,26 @@ def test_few_rows_are_looked_for_twice_where_cells_are_spread(monkeypatch: pytes
     assert sum(asked_again) > 350
 
 
+def test_one_cell_far_out_casts_no_doubt_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = clusters(64, 3.0)
+    x[7] *= 300
+    asked_again = []
+    doubly = neighbours._doubly
+    monkeypatch.setattr(
+        neighbours,
+        "_doubly",
+        lambda cells, asked, most, own: asked_again.append(len(asked)) or doubly(cells, asked, most, own),
+    )
+    order, full = sorted_by_distance(x, x, 9)
+    indices, distances = nearest(x[::-1], 9)  # whatever the memory looks like
+    assert sum(asked_again) < 20
+    np.testing.assert_allclose(distances[::-1], full, rtol=1e-5)
+    np.testing.assert_array_equal(len(x) - 1 - indices[::-1], order)
+
+
 def test_a_cell_is_its_own_first_neighbour_even_among_duplicates() -> None:
     x = np.zeros((12, 3), dtype=np.float32)
     x[6:] = 1
     indices, distances = nearest(x, 5)
     np.testing.assert_array_equal(indices[:, 0], np.arange(12))
     np.testing.assert_array_equal(distances, 0)
-
-
-def test_what_overflows_in_single_precision_is_found_in_double() -> None:
-    cells = np.random.default_rng(0).normal(size=(100, 4))
-    asked = np.full((1, 4), 1e25)
-    indices, distances = nearest_among(cells, asked, 3)
-    np.testing.assert_allclose(distances, 2e25)
-    assert len(set(indices[0])) == 3

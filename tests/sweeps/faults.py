@@ -43,6 +43,9 @@ def strike(where, fold, epoch=None):
             while not (FOLDER / fault["until"]).exists():
                 time.sleep(0.05)
             continue
+        if fault["how"] == "pause":
+            time.sleep(fault["seconds"])
+            continue
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -103,9 +106,9 @@ sys.meta_path.insert(0, Finder())
 
 
 def environment(folder: Path, *faults: dict[str, Any]) -> dict[str, str]:
-    """The environment of a sweep in which each of `faults` strikes: `how` (kill, memory, wait), `where` (epoch,
-    checkpoint, record), `fold`, `epoch` (none behind a record), `always` for every time instead of once, and `until`,
-    the name of a file in `folder`, for what waits."""
+    """The environment of a sweep in which each of `faults` strikes: `how` (kill, memory, wait, pause), `where`
+    (epoch, checkpoint, record), `fold`, `epoch` (none behind a record), `always` for every time instead of once,
+    `until`, the name of a file in `folder`, for what waits, and `seconds` of a pause."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(HOOK.format(folder=str(folder), faults=json.dumps(faults)))
     return {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"}

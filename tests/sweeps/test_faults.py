@@ -97,7 +97,10 @@ def fresh(tmp_path: Path, undisturbed: Path) -> Path:
 @pytest.mark.slow
 def test_a_driver_killed_at_random_points_until_done(undisturbed: Path, fresh: Path) -> None:
     chance, log = random.Random(0), fresh / "log"
-    env, kills = environment(log), 0
+    # Epochs of a tenth of a second would be over before the next kill.
+    pause: dict[str, Any] = {"how": "pause", "where": "epoch", "always": True, "seconds": 0.7}
+    epochs = [{**pause, "fold": fold, "epoch": epoch} for fold in range(FOLDS) for epoch in range(EPOCHS)]
+    env, kills = environment(log, *epochs), 0
     while True:
         driver = start(fresh, env)
         enough = len(executions(log)) + chance.randint(2, 6)
