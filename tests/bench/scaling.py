@@ -82,7 +82,7 @@ def five(bench: Bench) -> Iterator[Part]:
         plainly = time.perf_counter() - began
     told = ", ".join(f"{part} {sum(fold[part] for fold in folds):.0f}" for part in ("train", "embed", "refresh"))
     theirs = np.mean([fold["f1"] for fold in folds])
-    for count, cpus in ((cores, 1), (1, cores)):
+    for count, cpus in ((cores, 1), (1, cores))[: 2 if full else 1]:
         folder = Path(tempfile.mkdtemp(dir=bench.folder))
         began = time.perf_counter()
         found = _swept(bench, folder, config, data, count, cpus)

@@ -55,10 +55,7 @@ def test_every_part_runs(tmp_path: Path) -> None:
 def test_the_rows_of_growth(tmp_path: Path) -> None:
     found = written(tmp_path, "--only", "planning", "records", "reading", "bf16", "five")
     check(found)
-    cores = len(os.sched_getaffinity(0))
-    assert [part["part"] for part in found["parts"][-2:]] == [
-        f"five folds, {cores} x 1 threads", f"five folds, 1 x {cores} threads"
-    ]  # fmt: skip
+    assert found["parts"][-1]["part"] == f"five folds, {len(os.sched_getaffinity(0))} x 1 threads"
     assert [(part["part"], part["n"]) for part in found["parts"][:7]] == [
         ("planning", 10), ("planning", 20), ("writing records", 10), ("reading records", 10), ("reading records", 20),
         ("reading a study", 10), ("reading a study", 20),
