@@ -25,6 +25,20 @@ def clusters(length: int, width: float) -> np.ndarray:
     return (means[rng.integers(10, size=400)] + rng.normal(0, width, (400, length))).astype(np.float32)
 
 
+@pytest.fixture
+def asked_again(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each second look was for."""
+    rows: list[int] = []
+    doubly = neighbours._doubly
+
+    def counted(cells: np.ndarray, asked: np.ndarray, most: int, own: np.ndarray | None) -> np.ndarray:
+        rows.append(len(asked))
+        return doubly(cells, asked, most, own)
+
+    monkeypatch.setattr(neighbours, "_doubly", counted)
+    return rows
+
+
 @pytest.mark.parametrize(("count", "length"), [(50, 2), (300, 7), (40, 300), (900, 5)])
 def test_they_are_those_of_brute_force(count: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "TILE", 460)  # of the 900 two, looked through by groups
@@ -65,30 +79,16 @@ def test_they_are_exact_where_the_product_rounds_their_distances_away(length: in
     np.testing.assert_allclose(distances, full, rtol=1e-12)
 
 
-def test_few_rows_are_looked_for_twice_where_cells_are_spread(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked_again = []
-    doubly = neighbours._doubly
-    monkeypatch.setattr(
-        neighbours,
-        "_doubly",
-        lambda cells, asked, most, own: asked_again.append(len(asked)) or doubly(cells, asked, most, own),
-    )
+def test_few_rows_are_looked_for_twice_where_cells_are_spread(asked_again: list[int]) -> None:
     nearest(clusters(64, 3.0), 9)
     assert sum(asked_again) < 20
     nearest(clusters(64, 1e-3), 9)
     assert sum(asked_again) > 350
 
 
-def test_one_cell_far_out_casts_no_doubt_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_cell_far_out_casts_no_doubt_on_the_others(asked_again: list[int]) -> None:
     x = clusters(64, 3.0)
     x[7] *= 300
-    asked_again = []
-    doubly = neighbours._doubly
-    monkeypatch.setattr(
-        neighbours,
-        "_doubly",
-        lambda cells, asked, most, own: asked_again.append(len(asked)) or doubly(cells, asked, most, own),
-    )
     order, full = sorted_by_distance(x, x, 9)
     indices, distances = nearest(x[::-1], 9)  # whatever the memory looks like
     assert sum(asked_again) < 20
