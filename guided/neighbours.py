@@ -42,13 +42,13 @@ def nearest_among(cells: np.ndarray, asked: np.ndarray, k: int) -> tuple[np.ndar
     single, points = _single(cells), _single(asked)
     squares = torch.linalg.vecdot(single, single)
     candidates, beyond = np.empty((len(asked), most), dtype=np.int64), np.empty(len(asked))
-    for block in blocks(len(asked), PRODUCTS // len(cells)):
+    for block in _blocks(len(asked), PRODUCTS // len(cells)):
         values, indices = _smallest(torch.addmm(squares, points[block], single.T, alpha=-2), most)
         candidates[block], beyond[block] = indices.numpy(), values.amax(1).numpy()
     return _settled(cells, asked, candidates, beyond, k, None)
 
 
-def blocks(count: int, rows: int) -> Iterator[slice]:
+def _blocks(count: int, rows: int) -> Iterator[slice]:
     """0..count in slices of so many rows, at least one."""
     rows = max(1, rows)
     return (slice(begin, begin + rows) for begin in range(0, count, rows))
@@ -127,7 +127,7 @@ def _doubly(cells: np.ndarray, asked: np.ndarray, most: int, own: np.ndarray | N
     double, points = (torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)) for array in (cells, asked))
     squares = torch.linalg.vecdot(double, double)
     near = np.empty((len(asked), most), dtype=np.int64)
-    for block in blocks(len(asked), PRODUCTS // len(cells)):
+    for block in _blocks(len(asked), PRODUCTS // len(cells)):
         square = torch.addmm(squares, points[block], double.T, alpha=-2)
         if own is not None:
             square[torch.arange(len(square)), torch.from_numpy(own[block])] = -torch.inf
@@ -141,7 +141,7 @@ def _measured(
     """The k nearest (M, k) of the cells `near` (M, K) and their distances (M, k), `own` (M,) first."""
     near = np.sort(near, axis=1)  # of equally near cells the earlier comes first
     distances = np.empty(near.shape, dtype=cells.dtype)
-    for block in blocks(len(asked), OFFSETS // max(1, near.shape[1] * cells.shape[1])):
+    for block in _blocks(len(asked), OFFSETS // max(1, near.shape[1] * cells.shape[1])):
         offsets = cells[near[block]]
         offsets -= asked[block, None]
         offsets *= offsets

@@ -290,9 +290,14 @@ def _teller(console: Console) -> Callable[[str], None]:
 def _set_aside(records: Records, done: dict[str, Record], statuses: Collection[str]) -> None:
     """Take what ended so out of `done`, and its record out of the way, so that it is tried again."""
     for run_id in [run_id for run_id, record in done.items() if record.status in statuses]:
-        records.set_aside(run_id)
-        records.drop_checkpoint(run_id)  # its attempts stand in the record; the next ones are the next record's
+        _begin_anew(records, run_id)
         del done[run_id]
+
+
+def _begin_anew(records: Records, run_id: str) -> None:
+    """Its attempts, and a word to stop, were those of the record set aside; the next ones are the next record's."""
+    records.set_aside(run_id)
+    records.drop_checkpoint(run_id)
 
 
 def _place(study: Study) -> dict[str, str]:
@@ -419,8 +424,7 @@ class _SearchRun:
         if retry_failed:
             _set_aside(self._records, done, BROKEN)
         for run_id in self._stopped_elsewhere(log, done):
-            self._records.set_aside(run_id)
-            self._records.drop_checkpoint(run_id)  # where the word to stop may lie
+            _begin_anew(self._records, run_id)
             del done[run_id]
         self.done = done
         self.search = Search(
@@ -449,8 +453,7 @@ class _SearchRun:
         run = self._runs[job.key]
         record = self._records.read(run.id)
         if record is not None and record.status == "stopped" and self.search.halted(job.key) is None:
-            self._records.set_aside(run.id)
-            self._records.drop_checkpoint(run.id)
+            _begin_anew(self._records, run.id)
             return None
         return record
 
