@@ -38,7 +38,6 @@ CUT = 4.0  # umap-learn's bound on each component of a force
 PUSH = 2.0  # longest push a cell takes in one epoch of the fast layout, in units of the stretched frame
 SWEEPS = 8
 INVERSE_STEPS = 80
-REACHED = 8  # steps after which the largest component of a force is looked for anew
 
 
 @dataclass(frozen=True)
@@ -362,85 +361,34 @@ def inverse(
     number is `neighbors` (umap-learn: as many as x has components); and a step is a share of the neighbours' spread
     (umap-learn: clipped in units of the data).
     """
+    # numba takes a second to import: only where guides are refreshed
+    from guided.compiled.forces import clipped_sum
+    from guided.compiled.search import distances_to
+
     a, b = curve(loss.min_dist)
     count = min(neighbors, len(layout))
     distance, near = spatial.cKDTree(layout).query(asked, k=np.arange(1, count + 1))
     membership = 1 / (1 + a * distance ** (2 * b))
-    # From where each point starts, single precision has digits enough for the cells around it, at half the traffic.
-    origin = _sums(membership / membership.sum(1, keepdims=True), x[near].astype(np.float64))
-    cells = (x[near] - origin[:, None]).astype(np.float32)  # (C, K, n)
-    squares = np.einsum("ckn,ckn->ck", cells, cells)
-    spread = np.sqrt(squares).mean(1, keepdims=True)
+    share = membership / membership.sum(1, keepdims=True)
+    points = np.einsum("ck,ckn->cn", share, x[near], dtype=np.float64)
+    spread = distances_to(x, points, near).mean(1, keepdims=True)
     # Drawn in proportion to its membership and pulling with its inverse: an edge's expected pull. umap-learn never
     # draws an edge whose share of the largest is below one in its 100 epochs.
     drawn = membership / membership.max(1, keepdims=True)
     drawn[drawn < 0.01] = 0.0
-    stiffness = (1 / (membership * sigma[near] + 1e-6)).astype(np.float32)
-    pulling = drawn.astype(np.float32)
+    stiffness = 1 / (membership * sigma[near] + 1e-6)
     sample = min(len(x), 256)
     even = np.full((len(asked), sample), 1 / sample)
-    moved = np.zeros_like(origin)
     for step in range(INVERSE_STEPS):
-        near_by = moved.astype(np.float32)
-        if step % REACHED == 0:
-            start, reach = near_by, np.abs(cells - near_by[:, None]).max(2)
-        shift = np.abs(near_by - start).max(1, keepdims=True)
-        pull, most = _clipped_sum(cells, near_by, _gaps(cells, squares, near_by), reach + shift, stiffness, pulling)
-        points = origin + moved
-        others = rng.choice(len(x), sample, replace=False)
-        random = x[others].astype(np.float64)
-        gap = _gaps(random, np.einsum("kn,kn->k", random, random), points)
+        pull, most = clipped_sum(x, points, near, distances_to(x, points, near), stiffness, drawn, CUT)
+        others = np.tile(rng.choice(len(x), sample, replace=False), (len(asked), 1))
+        gap = distances_to(x, points, others)
         member = np.exp(-np.maximum(gap - rho[others], 1e-6) / (sigma[others] + 1e-6))
         strength = member / ((1 - member) * sigma[others] + 1e-6)
-        push, _ = _clipped_sum(random, points, gap, gap, strength, even)
+        push, _ = clipped_sum(x, points, others, gap, strength, even, CUT)
         force = pull - NEGATIVES * drawn.sum(1, keepdims=True) * push
-        moved += (1 - step / INVERSE_STEPS) * spread * _bounded(force / np.maximum(most, 1e-12))
-    return origin + moved
-
-
-def _sums(weight: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Weighted sums (C, n) of cells, (K, n) for all points or (C, K, n) with some for each."""
-    sums: np.ndarray = weight @ cells if cells.ndim == 2 else (weight[:, None] @ cells)[:, 0]
-    return sums
-
-
-def _gaps(cells: np.ndarray, squares: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Distances (C, K) of points (C, n) from cells as in `_sums`, given their squared norms, by matrix product."""
-    products = points @ cells.T if cells.ndim == 2 else (cells @ points[..., None])[..., 0]
-    own = np.einsum("cn,cn->c", points, points)[:, None]
-    gaps: np.ndarray = np.sqrt(np.maximum(squares + own - 2 * products, 0.0))
-    return gaps
-
-
-def _clipped_sum(
-    cells: np.ndarray,
-    points: np.ndarray,
-    gap: np.ndarray,
-    reach: np.ndarray,
-    strength: np.ndarray,
-    weight: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Forces of strength (C, K) along unit vectors from points (C, n) to cells as in `_sums`, every component cut at
-    umap-learn's ±4: their sum (C, n) by weight (C, K), and the sum (C, 1) of their lengths.
-
-    gap (C, K) is the distance and reach (C, K) a bound of the largest component: only where it lets a component be cut
-    is the force taken apart, the others are one matrix product.
-    """
-    # A cell at the point itself has no direction; nearer than this the product is rounding (in single precision nearer
-    # than a thousandth of a cell's length, where what is left of a pull moves nothing).
-    slope = np.divide(strength, gap, out=np.zeros_like(gap), where=gap > 1e-6)
-    cut = (slope * reach > CUT) & (weight > 0)
-    whole = np.where(cut, 0.0, weight * slope)
-    total = _sums(whole, cells) - whole.sum(1, keepdims=True) * points
-    length = whole * gap
-    point, cell = np.nonzero(cut)
-    force = cells[cell] if cells.ndim == 2 else cells[point, cell]  # a copy, turned into forces where it lies
-    force -= points[point]
-    force *= slope[cut, None]
-    np.clip(force, -CUT, CUT, out=force)
-    total += np.where(point == np.arange(len(points))[:, None], weight[cut], 0.0) @ force
-    length[cut] = weight[cut] * np.sqrt(np.einsum("fn,fn->f", force, force))
-    return total, length.sum(1, keepdims=True)
+        points += (1 - step / INVERSE_STEPS) * spread * _bounded(force / np.maximum(most, 1e-12))
+    return points
 
 
 def _bounded(force: np.ndarray) -> np.ndarray:

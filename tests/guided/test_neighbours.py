@@ -31,7 +31,9 @@ def asked_again(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     rows: list[int] = []
     doubly = neighbours._doubly
 
-    def counted(cells: np.ndarray, asked: np.ndarray, most: int, own: np.ndarray | None) -> np.ndarray:
+    def counted(
+        cells: np.ndarray, asked: np.ndarray, most: int, own: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         rows.append(len(asked))
         return doubly(cells, asked, most, own)
 
@@ -41,9 +43,8 @@ def asked_again(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize(("count", "length"), [(50, 2), (300, 7), (40, 300), (900, 5)])
 def test_they_are_those_of_brute_force(count: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "TILE", 460)  # of the 900 two, looked through by groups
-    monkeypatch.setattr(neighbours, "PRODUCTS", 5000)
-    monkeypatch.setattr(neighbours, "OFFSETS", 5000)  # several of each
+    monkeypatch.setattr(neighbours, "TILE", 250)  # of the 900 four, the last a narrow one
+    monkeypatch.setattr(neighbours, "BLOCK", 5000)
     x = np.random.default_rng(count).normal(size=(count, length)).astype(np.float32)
     order, full = sorted_by_distance(x, x, 9)
     for indices, distances in (nearest(x, 9), nearest_among(x, x, 9)):
@@ -102,3 +103,46 @@ def test_a_cell_is_its_own_first_neighbour_even_among_duplicates() -> None:
     indices, distances = nearest(x, 5)
     np.testing.assert_array_equal(indices[:, 0], np.arange(12))
     np.testing.assert_array_equal(distances, 0)
+
+
+def spread_out(count: int, length: int, share: float) -> np.ndarray:
+    """Cells of `length` components, of which 40 directions hold all but `share` of the variance."""
+    rng = np.random.default_rng(length)
+    sd = np.where(np.arange(length) < 40, 1.0, np.sqrt(share * 40 / (length - 40)))
+    turn = np.linalg.qr(rng.normal(size=(length, length)))[0]
+    x: np.ndarray = (rng.normal(size=(count, length)) * sd @ turn).astype(np.float32)
+    return x
+
+
+@pytest.mark.parametrize(("share", "rows"), [(0.0, (0, 0)), (0.005, (100, 2000)), (0.5, (0, 0))])
+def test_an_outline_loses_no_neighbour(
+    share: float, rows: tuple[int, int], asked_again: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "SPARE", 1)  # so that the order in the outline is not enough
+    x = spread_out(700, 600, share)
+    basis = neighbours._basis(x)
+    assert (basis is None) == (share > neighbours.LOST), "an outline that holds half of a cell is not worth its making"
+    if basis is not None:
+        assert basis.shape == (600, 150)
+        np.testing.assert_allclose(basis.T @ basis, np.eye(150), atol=1e-5)
+    for indices, distances in (nearest(x, 9), nearest_among(x, x[:300], 9)):
+        order, full = sorted_by_distance(x, x[: len(indices)], 9)
+        np.testing.assert_array_equal(indices, order)
+        np.testing.assert_allclose(distances[:, 1:], full[:, 1:], rtol=1e-5)
+    first, last = rows
+    assert first <= sum(asked_again) <= last
+
+
+def test_few_cells_have_no_outline() -> None:
+    x = spread_out(100, 600, 0.0)
+    assert neighbours._basis(x) is None
+    np.testing.assert_array_equal(nearest(x, 5)[0], sorted_by_distance(x, x, 5)[0])
+
+
+def test_tight_clusters_of_long_embeddings_are_looked_at_in_double_precision(asked_again: list[int]) -> None:
+    x = clusters(512, 1e-3)
+    order, full = sorted_by_distance(x, x, 9)
+    for indices, distances in (nearest(x, 9), nearest_among(x, x, 9)):
+        np.testing.assert_array_equal(indices, order)
+        np.testing.assert_allclose(distances[:, 1:], full[:, 1:], rtol=1e-5)
+    assert len(asked_again) == 4, "in the outline, and then in the whole"
