@@ -17,7 +17,7 @@ from guided.config import METHOD_VERSION, Classifier, Config, content_id
 from guided.data import Dataset
 from guided.folds import Fold
 from guided.guide import EmbeddingGuide
-from guided.sealed import read_sealed, write_sealed
+from guided.sealed import read_sealed, sealed
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def write_kept(path: Path, embedded: Embedded) -> None:
     told = {"epoch": embedded.epoch, "val_f1": embedded.val_f1, "history": embedded.history}
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, told=np.array(json.dumps(told, allow_nan=False)), **arrays)
-    write_sealed(path, buffer.getvalue())
+    with sealed(path) as file:
+        file.write(buffer.getbuffer())
 
 
 def read_kept(path: Path) -> Embedded | None:

@@ -36,7 +36,7 @@ class Perceptron:
         self.labels, numbered = np.unique(y, return_inverse=True)
         self._turn = span(z)
         self._cells = torch.from_numpy((z @ self._turn).astype(np.float32))
-        self._wanted = torch.eye(len(self.labels))[torch.from_numpy(numbered)]
+        self._wanted = torch.eye(len(self.labels))[:, torch.from_numpy(numbered)]
 
     def solve(self, hidden: tuple[int, ...], seed: int) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
         """Weights (n, h1), (h1, h2), …, (h, K) and offsets (h1,), …, (K,), float32, for the K classes of `labels`.
@@ -65,9 +65,9 @@ class Perceptron:
             batch = step % batches
             if batch == 0:
                 order = torch.from_numpy(rng.permutation(count))
-                cells, wanted = self._cells[order], self._wanted[order]
+                cells, wanted = self._cells[order], self._wanted[:, order]
             rows = slice(edges[batch], edges[batch + 1])
-            _slopes(cells[rows], wanted[rows], weights, offsets, *slopes)
+            _slopes(cells[rows], wanted[:, rows], weights, offsets, *slopes)
             slope[:penalised].add_(values[:penalised], alpha=decay)
             mean.lerp_(slope, 1 - BETAS[0])
             square.mul_(BETAS[1]).addcmul_(slope, slope, value=1 - BETAS[1])
@@ -100,17 +100,19 @@ def _slopes(
     by_weights: list[torch.Tensor],
     by_offsets: list[torch.Tensor],
 ) -> None:
-    """Gradient of the mean cross-entropy of cells (B, n) with classes one-hot in `wanted` (B, K), by back-propagation,
+    """Gradient of the mean cross-entropy of cells (B, n) with classes one-hot in `wanted` (K, B), by back-propagation,
     written over `by_weights` and `by_offsets`; autograd would add its own time to products so small."""
     layers = [cells]
     for weight, offset in zip(weights[:-1], offsets[:-1], strict=True):
         layers.append(torch.addmm(offset, layers[-1], weight).relu_())
-    error = torch.addmm(offsets[-1], layers[-1], weights[-1]).softmax(1).sub_(wanted).div_(len(cells))
+    # A class a row: over rows so short as a cell's classes softmax takes ten times as long.
+    outputs = torch.addmm(offsets[-1][:, None], weights[-1].T, layers[-1].T)
+    error = outputs.softmax(0).sub_(wanted).div_(len(cells)).T
     for n in reversed(range(len(weights))):
         torch.mm(layers[n].T, error, out=by_weights[n])
         torch.sum(error, 0, out=by_offsets[n])
         if n:
-            error = torch.mm(error, weights[n].T).mul_(layers[n] > 0)
+            error = torch.mm(error, weights[n].T).mul_(layers[n].sign())  # behind a ReLU none is negative
 
 
 def _rate(share: float) -> float:

@@ -30,7 +30,7 @@ from guided.kept import Embedded, kept_path, read_kept, write_kept
 from guided.losses import LOSSES, Guide2DLoss, LossObject, Setting, class_weights, norm_penalty
 from guided.metrics import macro_f1
 from guided.result import Epoch, FoldResult, result_of
-from guided.sealed import read_sealed, write_sealed
+from guided.sealed import read_sealed, sealed
 
 EMBED_BATCH = 128  # on a CPU, larger ones are a fifth slower: their activations go back to the system after each
 
@@ -484,9 +484,8 @@ def _newest(folder: Path) -> dict[str, Any] | None:
 
 def _write(path: Path, state: dict[str, Any]) -> None:
     """Put a state in place whole or not at all."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_sealed(path, buffer.getbuffer())
+    with sealed(path) as file:
+        torch.save(state, file)  # type: ignore[arg-type]  # a writer is all it needs
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -37,6 +37,7 @@ from sweeps.spec import SearchPlan, SpecError, Sweep, Variant
 from sweeps.strategy import Decision, End, Job, Key, Search, end_of
 from sweeps.study import Study
 from sweeps.tracking import TrackingThread
+from sweeps.trainable import FoldRunTrial, LoneFoldRunTrial
 from sweeps.warm import recorded_variants
 
 # A lost worker is tried again, from the last epoch it saved.
@@ -329,8 +330,6 @@ def _tune(
 ) -> None:
     """Train fold runs, given by id or by a searcher, side by side; or one after the other with a fresh process and
     whole GPUs each."""
-    from sweeps.trainable import FoldRunTrial, LoneFoldRunTrial  # import torch, which the plan does not need
-
     resources = study.sweep.resources
     storage = study.out / "ray"
     gpus = math.ceil(resources.gpus) if alone else resources.gpus

@@ -41,7 +41,9 @@ def test_the_slopes_are_those_of_the_objective(hidden: tuple[int, ...]) -> None:
     count = sum(rows * columns + columns for rows, columns in shapes)
     values, slope = torch.from_numpy(rng.normal(0, 0.7, count)), torch.zeros(count, dtype=torch.float64)
     layers, slopes = perceptron._layers(values, shapes), perceptron._layers(slope, shapes)
-    perceptron._slopes(torch.from_numpy(z.astype(float)), torch.eye(3).double()[torch.from_numpy(y)], *layers, *slopes)
+    perceptron._slopes(
+        torch.from_numpy(z.astype(float)), torch.eye(3).double()[:, torch.from_numpy(y)], *layers, *slopes
+    )
 
     def at(moved: torch.Tensor) -> float:
         weights, offsets = ([part.numpy() for part in parts] for parts in perceptron._layers(moved, shapes))

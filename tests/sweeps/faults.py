@@ -1,7 +1,7 @@
 """Faults provoked inside the processes of a real sweep, and a log of every epoch that is trained.
 
 `environment(folder, ...)` makes the environment of a sweep's driver, which its workers inherit. Python imports the
-`sitecustomize` written there at start; it waits for `sweeps.trainable` and wraps `run_fold` and the writers. Nothing of
+`sitecustomize` written there at start; it waits for `sweeps.worker` and wraps `run_fold` and the writers. Nothing of
 this is in the package.
 """
 
@@ -49,7 +49,7 @@ def strike(where, fold, epoch=None):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def install(trainable):
+def install():
     from guided import train
     from sweeps.records import Records
 
@@ -89,12 +89,12 @@ class Loader(importlib.abc.Loader):
 
     def exec_module(self, module):
         self.real.exec_module(module)
-        install(module)
+        install()
 
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "sweeps.trainable":
+        if name != "sweeps.worker":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         spec.loader = Loader(spec.loader)

@@ -22,11 +22,12 @@ import psutil
 from rich.console import Console
 
 from guided.train import Epoch, FoldResult
-from sweeps import trainable
+from sweeps import engine, trainable
 from sweeps.engine import run_study
 from sweeps.records import Records
 from sweeps.spec import load_sweep
 from sweeps.study import make_study
+from sweeps.worker import Work
 
 SWEEP = """question: What does a sweep cost?
 kind: ablation
@@ -60,18 +61,23 @@ def sleeping(seconds: float, test_rows: np.ndarray, classes: int) -> Generator[E
 def measure(fold_runs: int, seconds: float, out: Path, workers: int = 2) -> dict[str, float]:
     """Run `fold_runs` (a multiple of 5) sleeping fold runs; the figures by name. Tracking is off."""
 
-    class SleepingTrial(trainable.FoldRunTrial):
+    class SleepingWork(Work):
         def _begin(self, config: dict[str, Any]) -> None:
             super()._begin(config)
             data = self._study_of.data
             self._generator = sleeping(seconds, self._fold.test, len(data.classes))
+
+    class SleepingTrial(trainable.FoldRunTrial):
+        def setup(self, config: dict[str, Any]) -> None:
+            self._work = SleepingWork(alone=False)
+            self._work.ask(config)
 
     path = out / "overhead.yaml"
     path.write_text(SWEEP.format(radii=[1.0 + index for index in range(fold_runs // 5)]))
     began = time.perf_counter()
     study = make_study(load_sweep(str(path), preset="laptop", settings=SETTINGS), out / "out", progress=False)
     planned = time.perf_counter() - began
-    trainable.FoldRunTrial = SleepingTrial  # type: ignore[misc]  # pickled by value into the workers
+    engine.FoldRunTrial = SleepingTrial  # type: ignore[misc]  # pickled by value into the workers
     driver = psutil.Process()
     records, over = Records(study.out), threading.Event()
     memory: list[tuple[int, int]] = []  # fold runs recorded, bytes of the driver

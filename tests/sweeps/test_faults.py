@@ -224,7 +224,7 @@ def trial(out: Path, fold: int) -> FoldRunTrial:
 @pytest.fixture
 def halfway(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A sweep that was stopped with fold 0 done and fold 1 behind its third epoch."""
-    monkeypatch.setattr("sweeps.trainable.limit_threads", lambda cpus: None)
+    monkeypatch.setattr("sweeps.worker.limit_threads", lambda cpus: None)
     out = tmp_path / "out"
     shutil.copytree(undisturbed / "out", out)
     for record in records_of(out).values():

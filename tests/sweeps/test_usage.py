@@ -47,7 +47,7 @@ def trained(study: Study, number: int, *, stop_after: int | None = None) -> Reco
 
 
 def test_every_epoch_is_measured_also_across_a_restart(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sweeps.trainable.limit_threads", lambda cpus: None)
+    monkeypatch.setattr("sweeps.worker.limit_threads", lambda cpus: None)
     record = trained(study, 0, stop_after=1)
     assert len(record.history) == 3
     # The line that was cut off takes the next one with it: an epoch without a measurement, no false one.
@@ -58,7 +58,7 @@ def test_every_epoch_is_measured_also_across_a_restart(study: Study, monkeypatch
 
 
 def test_it_is_off_by_default_and_changes_no_id(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sweeps.trainable.limit_threads", lambda cpus: None)
+    monkeypatch.setattr("sweeps.worker.limit_threads", lambda cpus: None)
     resources = study.sweep.resources.model_copy(update={"system_metrics": False})
     plain = replace(study, sweep=replace(study.sweep, resources=resources))
     assert not load_sweep("ablation_lowpass", preset="laptop").resources.system_metrics
