@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -31,6 +32,7 @@ from sweeps.study import Study, read_study
 from sweeps.usage import Usage, with_usage
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what another try would meet again
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h
 CONTEXT_BYTES = 700 * 2**20  # what a process's CUDA context takes of the GPU besides torch's memory
 
 
@@ -58,6 +60,7 @@ class Work:
         self._study_of, self._fold_run = study, runs[config["fold_run"]]
         resources = study.sweep.resources
         limit_threads(resources.cpus)
+        keep_memory()
         if resources.device == "cuda" and torch.cuda.is_available():
             torch.cuda.empty_cache()
             limit_gpu_memory(1.0 if self._alone else min(resources.gpus, 1.0))
@@ -226,6 +229,15 @@ def limit_threads(cpus: int) -> None:
         os.environ["NUMBA_NUM_THREADS"] = str(cpus)  # numba reads it once, when it is imported
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(cpus)  # for what is loaded later
+
+
+def keep_memory() -> None:
+    """Let glibc keep what is freed, whatever its size. By default what is larger than 32 MB, as activations are, goes
+    back to the system each time and comes again page by page, which takes about 4 % of the passes (NOTES.md)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(MMAP_THRESHOLD, 2**30)
+        mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
 def limit_gpu_memory(share: float) -> None:
