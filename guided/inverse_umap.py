@@ -306,6 +306,8 @@ def optimise_layout(
     would overshoot when many act at once, are solved for implicitly (frozen at the epoch's start, Jacobi sweeps). So
     whole classes drift as far as in umap-learn; NOTES.md has the comparison.
     """
+    from guided.compiled.forces import relaxed  # numba takes a second to import: only where guides are refreshed
+
     a, b = curve(loss.min_dist)
     graph = graph.tocsr()
     graph.sort_indices()
@@ -330,9 +332,7 @@ def optimise_layout(
         stiffness = 1 + pulls @ np.ones(count, dtype=np.float32)
         pushed = (y + push) / stiffness
         pulls.data /= stiffness[head]
-        y = y + push
-        for _ in range(SWEEPS):
-            y = np.stack([pushed[axis] + pulls @ y[axis] for axis in range(2)])
+        y = relaxed(pulls.indptr, pulls.indices, pulls.data, pushed, y + push, SWEEPS)
     return y.T.astype(np.float64)
 
 
@@ -361,7 +361,6 @@ def inverse(
     number is `neighbors` (umap-learn: as many as x has components); and a step is a share of the neighbours' spread
     (umap-learn: clipped in units of the data).
     """
-    # numba takes a second to import: only where guides are refreshed
     from guided.compiled.forces import clipped_sum
     from guided.compiled.search import distances_to
 

@@ -14,7 +14,6 @@ from itertools import pairwise
 from math import cos, pi, sqrt
 
 import numpy as np
-import torch
 
 from guided.linear_svm import span
 
@@ -35,8 +34,8 @@ class Perceptron:
         """z (N, n) standardised cells, y (N,) their classes, at least two of them."""
         self.labels, numbered = np.unique(y, return_inverse=True)
         self._turn = span(z)
-        self._cells = torch.from_numpy((z @ self._turn).astype(np.float32))
-        self._wanted = torch.eye(len(self.labels))[:, torch.from_numpy(numbered)]
+        self._cells = np.ascontiguousarray(z @ self._turn, dtype=np.float32)
+        self._numbered = numbered
 
     def solve(self, hidden: tuple[int, ...], seed: int) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
         """Weights (n, h1), (h1, h2), …, (h, K) and offsets (h1,), …, (K,), float32, for the K classes of `labels`.
@@ -44,75 +43,42 @@ class Perceptron:
         The start is scikit-learn's: uniform within ±sqrt(6 / (rows + columns)). Depends on nothing but cells, hidden
         layers and seed.
         """
+        from guided.compiled.layers import descend  # numba takes a second to import: only where an MLP is fitted
+
         rng = np.random.default_rng(seed)
         count, length = len(self._cells), len(self._turn)
-        shapes = list(pairwise([self._cells.shape[1], *hidden, len(self.labels)]))
-        values = torch.empty(sum(rows * columns + columns for rows, columns in shapes))
-        slope, mean, square = torch.zeros_like(values), torch.zeros_like(values), torch.zeros_like(values)
-        (first, *others), offsets = weights, _ = _layers(values, shapes)
-        first.copy_(torch.from_numpy(self._turn.T @ _uniform(rng, (length, hidden[0]), length + hidden[0])))
-        for weight in others:
-            weight.copy_(torch.from_numpy(_uniform(rng, tuple(weight.shape), sum(weight.shape))))
-        for offset, above in zip(offsets, [length, *hidden], strict=True):
-            offset.copy_(torch.from_numpy(_uniform(rng, tuple(offset.shape), above + len(offset))))
-        slopes = _layers(slope, shapes)
-        penalised = sum(rows * columns for rows, columns in shapes)
-        decay = PENALTY / min(BATCH, count)
+        widths = [self._cells.shape[1], *hidden, len(self.labels)]
+        weights = [self._turn.T @ _uniform(rng, (length, hidden[0]), length + hidden[0])]
+        weights += [_uniform(rng, shape, sum(shape)) for shape in pairwise(widths[1:])]
+        offsets = [_uniform(rng, (width,), above + width) for above, width in pairwise([length, *widths[1:]])]
+        values = np.concatenate([part.ravel() for part in (*weights, *offsets)]).astype(np.float32)
         batches = -(-count // BATCH)
-        edges = np.linspace(0, count, batches + 1).astype(int)
-        steps = batches * max(PASSES, -(-LEAST_STEPS // batches))
-        for step in range(steps):
-            batch = step % batches
-            if batch == 0:
-                order = torch.from_numpy(rng.permutation(count))
-                cells, wanted = self._cells[order], self._wanted[:, order]
-            rows = slice(edges[batch], edges[batch + 1])
-            _slopes(cells[rows], wanted[:, rows], weights, offsets, *slopes)
-            slope[:penalised].add_(values[:penalised], alpha=decay)
-            mean.lerp_(slope, 1 - BETAS[0])
-            square.mul_(BETAS[1]).addcmul_(slope, slope, value=1 - BETAS[1])
-            bias, bias_of_square = (1 - beta ** (step + 1) for beta in BETAS)
-            rate = _rate((step + 0.5) / steps) * sqrt(bias_of_square) / bias
-            values.addcdiv_(mean, square.sqrt().add_(EPSILON), value=-rate)
-        unturned = (self._turn @ first.numpy()).astype(np.float32)
-        return (unturned, *(weight.numpy() for weight in others)), tuple(offset.numpy() for offset in offsets)
+        passes = max(PASSES, -(-LEAST_STEPS // batches))
+        steps = np.arange(1, passes * batches + 1)
+        bias, bias_of_square = (1 - beta**steps for beta in BETAS)
+        rates = np.array([_rate((step - 0.5) / len(steps)) for step in steps]) * np.sqrt(bias_of_square) / bias
+        descend(
+            self._cells,
+            self._numbered,
+            np.stack([rng.permutation(count) for _ in range(passes)]),
+            np.linspace(0, count, batches + 1).astype(int),
+            np.array(widths),
+            values,
+            rates.astype(np.float32),
+            np.float32(PENALTY / min(BATCH, count)),
+            *map(np.float32, (*BETAS, EPSILON)),
+        )
+        ends = np.cumsum([part.size for part in (*weights, *offsets)])[:-1]
+        found = np.split(values, ends)
+        first, *others = (part.reshape(shape) for part, shape in zip(found, pairwise(widths), strict=False))
+        unturned = (self._turn @ first).astype(np.float32)
+        return (unturned, *others), tuple(found[len(weights) :])
 
 
 def _uniform(rng: np.random.Generator, shape: tuple[int, ...], fan: int) -> np.ndarray:
     """Uniform within ±sqrt(6 / fan), as Glorot and Bengio (2010) start layers."""
     bound = sqrt(6 / fan)
     return rng.uniform(-bound, bound, shape)
-
-
-def _layers(flat: torch.Tensor, shapes: list[tuple[int, int]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Weights and offsets as views of one vector, all weights first."""
-    sizes = [rows * columns for rows, columns in shapes]
-    *weights, behind = flat.split([*sizes, len(flat) - sum(sizes)])
-    offsets = behind.split([columns for _, columns in shapes])
-    return [weight.view(shape) for weight, shape in zip(weights, shapes, strict=True)], list(offsets)
-
-
-def _slopes(
-    cells: torch.Tensor,
-    wanted: torch.Tensor,
-    weights: list[torch.Tensor],
-    offsets: list[torch.Tensor],
-    by_weights: list[torch.Tensor],
-    by_offsets: list[torch.Tensor],
-) -> None:
-    """Gradient of the mean cross-entropy of cells (B, n) with classes one-hot in `wanted` (K, B), by back-propagation,
-    written over `by_weights` and `by_offsets`; autograd would add its own time to products so small."""
-    layers = [cells]
-    for weight, offset in zip(weights[:-1], offsets[:-1], strict=True):
-        layers.append(torch.addmm(offset, layers[-1], weight).relu_())
-    # A class a row: over rows so short as a cell's classes softmax takes ten times as long.
-    outputs = torch.addmm(offsets[-1][:, None], weights[-1].T, layers[-1].T)
-    error = outputs.softmax(0).sub_(wanted).div_(len(cells)).T
-    for n in reversed(range(len(weights))):
-        torch.mm(layers[n].T, error, out=by_weights[n])
-        torch.sum(error, 0, out=by_offsets[n])
-        if n:
-            error = torch.mm(error, weights[n].T).mul_(layers[n].sign())  # behind a ReLU none is negative
 
 
 def _rate(share: float) -> float:

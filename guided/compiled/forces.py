@@ -1,4 +1,4 @@
-"""The forces of UMAP's inverse, pair by pair (guided.inverse_umap tells what for)."""
+"""The forces of UMAP's layout and of its inverse, pair by pair (guided.inverse_umap tells what for)."""
 
 from __future__ import annotations
 
@@ -32,3 +32,23 @@ def clipped_sum(cells, points, near, gaps, strength, weight, cut):  # type: igno
                 square += force * force
             lengths[row, 0] += share * np.sqrt(square)
     return total, lengths
+
+
+@numba.njit(error_model="numpy", cache=True)
+def relaxed(starts, ends, weight, pushed, y, sweeps):  # type: ignore[no-untyped-def]
+    """Jacobi sweeps of y = pushed + W y for cells (2, N), where row i of W has weight[starts[i] : starts[i + 1]] in the
+    columns `ends`."""
+    count = y.shape[1]
+    old, new = np.empty((count, 2), y.dtype), np.empty((count, 2), y.dtype)  # both coordinates of a cell side by side
+    for i in range(count):
+        old[i, 0], old[i, 1] = y[0, i], y[1, i]
+    for _ in range(sweeps):
+        for i in range(count):
+            first, second = pushed[0, i], pushed[1, i]
+            for edge in range(starts[i], starts[i + 1]):
+                end = ends[edge]
+                first += weight[edge] * old[end, 0]
+                second += weight[edge] * old[end, 1]
+            new[i, 0], new[i, 1] = first, second
+        old, new = new, old
+    return np.ascontiguousarray(old.T)

@@ -109,16 +109,19 @@ def _swept(bench: Bench, folder: Path, config: Config, data: Dataset, workers: i
     sweep = {"question": "How long?", "kind": "ablation", "base": base, "vary": varied, "baseline": only}
     file.write_text(json.dumps(sweep))
     settings = f"data.size={data.images.shape[1]} resources.workers={workers} resources.cpus={cpus}"
-    arguments = ["--preset", "laptop", "--out", str(folder / "out")]
     if bench.source == "synthetic":
-        settings += f" data.cells={len(data.images)}"
-    else:
-        arguments += ["--data", bench.source, "--limit", str(bench.scale.protocol)]
-    command = [sys.executable, "-m", "sweeps", "run", str(file), *arguments, "--set", settings]
-    subprocess.run(command, check=True, capture_output=True)
-    (study_folder,) = (folder / "out" / "studies").iterdir()
+        return _ran(file, folder / "out", "--set", f"{settings} data.cells={len(data.images)}")
+    of = ["--data", bench.source, "--limit", str(bench.scale.protocol)]
+    return _ran(file, folder / "out", "--set", settings, *of)
+
+
+def _ran(file: Path, out: Path, *arguments: str) -> list[Record]:
+    """The records of a sweep file, run from the command line."""
+    command = [sys.executable, "-m", "sweeps", "run", str(file), "--preset", "laptop", "--out", str(out)]
+    subprocess.run([*command, *arguments], check=True, capture_output=True)
+    (study_folder,) = (out / "studies").iterdir()
     study = read_study(study_folder)
-    return list(Records(folder / "out").read_all([run.id for run in study.fold_runs]).values())
+    return list(Records(out).read_all([run.id for run in study.fold_runs]).values())
 
 
 # --- workers and threads --------------------------------------------------------------------------------------------
@@ -134,13 +137,8 @@ def finished(bench: Bench, folder: Path, workers: int, cpus: int) -> list[Record
     )
     full = bench.scale.repeats > 1
     cells = "data.cells=1200 train.epochs=4" if full else "data.cells=400 data.size=16 train.epochs=4"
-    out = folder / f"{workers}x{cpus}"
     settings = f"{cells} resources.workers={workers} resources.cpus={cpus}"
-    command = [sys.executable, "-m", "sweeps", "run", str(file), "--preset", "laptop", "--out", str(out)]
-    subprocess.run([*command, "--set", settings], check=True, capture_output=True)
-    (study_folder,) = (out / "studies").iterdir()
-    study = read_study(study_folder)
-    return list(Records(out).read_all([run.id for run in study.fold_runs]).values())
+    return _ran(file, folder / f"{workers}x{cpus}", "--set", settings)
 
 
 def spanned(records: Sequence[Record]) -> float:

@@ -12,7 +12,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
-from guided import perceptron
+from guided.compiled.layers import slopes
 from guided.perceptron import PENALTY, Perceptron
 
 
@@ -38,20 +38,19 @@ def test_the_slopes_are_those_of_the_objective(hidden: tuple[int, ...]) -> None:
     widths = [4, *hidden, 3]
     shapes = list(pairwise(widths))
     rng = np.random.default_rng(1)
-    count = sum(rows * columns + columns for rows, columns in shapes)
-    values, slope = torch.from_numpy(rng.normal(0, 0.7, count)), torch.zeros(count, dtype=torch.float64)
-    layers, slopes = perceptron._layers(values, shapes), perceptron._layers(slope, shapes)
-    perceptron._slopes(
-        torch.from_numpy(z.astype(float)), torch.eye(3).double()[:, torch.from_numpy(y)], *layers, *slopes
-    )
+    values = rng.normal(0, 0.7, sum(rows * columns + columns for rows, columns in shapes))
+    slope, layers, errors = np.zeros_like(values), np.empty(12 * sum(widths)), np.empty((2, 12 * max(widths)))
+    slopes(z.astype(float), y, np.array(widths), values, slope, layers, errors)
 
-    def at(moved: torch.Tensor) -> float:
-        weights, offsets = ([part.numpy() for part in parts] for parts in perceptron._layers(moved, shapes))
-        return oracles.perceptron_objective(z.tolist(), y.tolist(), weights, offsets, 0.0)
+    def at(moved: np.ndarray) -> float:
+        sizes = [rows * columns for rows, columns in shapes]
+        parts = np.split(moved, np.cumsum([*sizes, *widths[1:]])[:-1])
+        weights = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=False)]
+        return oracles.perceptron_objective(z.tolist(), y.tolist(), weights, parts[len(shapes) :], 0.0)
 
-    steps = 1e-5 * torch.eye(count, dtype=torch.float64)
+    steps = 1e-5 * np.eye(len(values))
     wanted = [(at(values + step) - at(values - step)) / 2e-5 for step in steps]
-    np.testing.assert_allclose(slope.numpy(), wanted, atol=1e-7)
+    np.testing.assert_allclose(slope, wanted, atol=1e-7)
 
 
 @pytest.mark.parametrize(
