@@ -7,7 +7,7 @@
     inverse a point of the layout becomes a point of the embedding
 
 Two engines do this. `reference` is umap-learn's own fit and inverse_transform; `fast`, the default, computes the same
-graph and follows the same forces in numpy and torch, without compilation and in a fraction of the time. Where it
+graph and follows the same forces in numpy and compiled loops, in a fraction of the time. Where it
 differs on purpose, the functions say so. Its targets are close to umap-learn's, not equal to them in distribution: the
 two differ by more than seeds do, least in the frame `centroid` and most in `rescaled`. A claim about the paper's
 guideUMAP is to be checked with `reference`.

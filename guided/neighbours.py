@@ -7,13 +7,12 @@
     doubt    where the outline or the product's rounding may have left out one of the nearest, it is looked for again,
              in double precision
 
-So none is missed at any number of cells, unless rounding is beyond `ROUNDING`; umap-learn changes to an approximation
-at 4,096 cells. Values are expected near 1, as their callers scale them.
+So none is missed at any number of cells, unless rounding is beyond `ROUNDING` or cells are nearer to one another than
+the rounding of their own coordinates; umap-learn changes to an approximation at 4,096 cells. Values are expected near
+1, as their callers scale them.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,34 +36,76 @@ def nearest(x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     Which of several cells equally near at the end of the list are in it is left to rounding.
     """
     x = np.ascontiguousarray(x)
-    basis = _basis(x)
-    outline = x if basis is None else x @ basis
-    candidates, beyond = _mutual(_single(outline), min(k + SPARE, len(x)))
-    return _settled(_Search(x, x, outline, outline, np.arange(len(x))), candidates, beyond, k)
+    everyone, most = np.arange(len(x)), min(k + SPARE, len(x))
+    outline = _outline(x)
+    points = x if outline is None else outline
+    found = _Found(x, x, everyone, k)
+    near, beyond = _mutual(_single(points), most)
+    found.measure(everyone, near)
+    rows = found.in_doubt(everyone, points, beyond, single=True)
+    if len(rows) and outline is not None:
+        near, beyond = _doubly(outline, outline[rows], most, rows)
+        found.measure(rows, near)
+        rows = found.in_doubt(rows, outline, beyond, single=False)
+    if len(rows):
+        found.measure(rows, _doubly(x, x[rows], most, rows)[0])
+    return found.indices, found.distances
 
 
 def nearest_among(cells: np.ndarray, asked: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices int64 and Euclidean distances (M, k), in the type of cells (N, n), of the k <= N cells nearest to each
-    of asked (M, n), of equally near ones the earlier first, as in `nearest`."""
+    """Indices int64 and Euclidean distances (M, k), in the type of asked (M, n), of the k <= N of cells (N, n) nearest
+    to each of asked, of equally near ones the earlier first, as in `nearest`."""
     cells, asked = np.ascontiguousarray(cells), np.ascontiguousarray(asked)
-    basis = _basis(cells)
-    outline, points = (cells, asked) if basis is None else (cells @ basis, asked @ basis)
-    candidates, beyond = _each(_single(outline), _single(points), min(k + SPARE, len(cells)))
-    return _settled(_Search(cells, asked, outline, points, None), candidates, beyond, k)
+    everyone, most = np.arange(len(asked)), min(k + SPARE, len(cells))
+    found = _Found(cells, asked, None, k)
+    near, beyond = _each(_single(cells), _single(asked), most)  # to outline all cells would take as long
+    found.measure(everyone, near)
+    rows = found.in_doubt(everyone, asked, beyond, single=True)
+    if len(rows):
+        found.measure(rows, _doubly(cells, asked[rows], most)[0])
+    return found.indices, found.distances
 
 
-@dataclass(frozen=True)
-class _Search:
-    cells: np.ndarray  # (N, n)
-    asked: np.ndarray  # (M, n)
-    outline: np.ndarray  # (N, m) of the cells: themselves where they are short
-    points: np.ndarray  # (M, m) of those asked
-    own: np.ndarray | None  # (M,) which of the cells are asked, if they are
+class _Found:
+    """The k nearest cells (N, n) of asked (M, n), `own` (M,) first, from candidates that are measured."""
+
+    def __init__(self, cells: np.ndarray, asked: np.ndarray, own: np.ndarray | None, k: int) -> None:
+        self._cells, self._asked, self._own, self._candidates = cells, asked, own, 0
+        self.indices = np.empty((len(asked), k), dtype=np.int64)
+        self.distances = np.empty((len(asked), k), dtype=asked.dtype)
+
+    def measure(self, rows: np.ndarray, near: np.ndarray) -> None:
+        """Find those of `rows` (R,) among the cells near (R, K)."""
+        from guided.compiled.search import distances_to  # numba takes a second to import: only where it measures
+
+        near = np.sort(near, axis=1)  # of equally near cells the earlier comes first
+        distances = distances_to(self._cells, self._asked[rows], near)
+        if self._own is not None:
+            distances[near == self._own[rows, None]] = -1.0
+        order = np.argsort(distances, axis=1, kind="stable")[:, : self.indices.shape[1]]
+        self.indices[rows] = np.take_along_axis(near, order, 1)
+        self.distances[rows] = np.take_along_axis(distances, order, 1).clip(0.0)
+        self._candidates = near.shape[1]
+
+    def in_doubt(self, rows: np.ndarray, points: np.ndarray, beyond: np.ndarray, *, single: bool) -> np.ndarray:
+        """Those of `rows` (R,) that may lack a neighbour. Among points (M, m), the ones asked or an outline of them,
+        every cell that was no candidate has at least the squared distance `beyond` (R,) + the square of the point, by a
+        product in single precision or in double."""
+        if self._candidates == len(self._cells):
+            return rows[:0]
+        last, point = self.distances[rows, -1].astype(np.float64), points[rows].astype(np.float64)
+        squares = np.einsum("ij,ij->i", point, point)
+        # A neighbour that was left out is no farther than the last one found, so that is how long it can be.
+        reach = 2 * np.sqrt(squares) + last
+        unit = ROUNDING * np.finfo(np.float32).eps / 2
+        # Behind a product in double precision the rounding of the outline and of the measured distance is left.
+        off = unit * reach**2 if single else unit * reach * last + (unit * reach) ** 2
+        return rows[~(np.isfinite(beyond) & (last**2 <= beyond + squares - off))]  # what single precision cannot hold
 
 
-def _basis(x: np.ndarray) -> np.ndarray | None:
-    """Orthonormal columns (n, m) that span as many cells of x (N, n), taken evenly; None where x is short, or is not
-    described by so few of its cells.
+def _outline(x: np.ndarray) -> np.ndarray | None:
+    """Coordinates (N, m) of x (N, n) in the space that so many of its cells, taken evenly, span; None where x is short,
+    or is not described by so few of its cells.
 
     An embedding has no more dimensions than the features before its head, and of these training leaves few.
     """
@@ -72,10 +113,9 @@ def _basis(x: np.ndarray) -> np.ndarray | None:
     few = length // PART
     if length < LONG or count < few:
         return None
-    basis: np.ndarray = np.linalg.qr(x[np.arange(few) * count // few].T)[0]
-    turned = x @ basis
-    kept = np.vdot(turned, turned) / max(np.vdot(x, x), np.finfo(x.dtype).tiny)
-    return basis if kept >= 1 - LOST else None
+    outline: np.ndarray = x @ np.linalg.qr(x[np.arange(few) * count // few].T)[0]
+    kept = np.vdot(outline, outline) / max(np.vdot(x, x), np.finfo(x.dtype).tiny)
+    return outline if kept >= 1 - LOST else None
 
 
 def _single(x: np.ndarray) -> torch.Tensor:
@@ -85,7 +125,7 @@ def _single(x: np.ndarray) -> torch.Tensor:
 def _mutual(cells: torch.Tensor, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Of every cell (N, n) the `most` nearest (N, most), itself among them, and of the farthest of these the squared
     distance without the cell's own square (N,). Every tile of the product serves its rows and its columns."""
-    heaps = _Heaps(cells, len(cells), most, TILE * TILE)
+    heaps = _Heaps(cells, len(cells), most, min(TILE, len(cells)) ** 2)
     tiles = _slices(len(cells), TILE)
     for place, rows in enumerate(tiles):
         for columns in tiles[place:]:
@@ -100,9 +140,9 @@ def _each(
     cells: torch.Tensor, asked: torch.Tensor, most: int, own: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """What `_mutual` gives, of each of asked (M, m) among cells (N, m), `own` (M,) among them."""
-    rows = max(1, BLOCK // len(cells))
+    rows = min(len(asked), max(1, BLOCK // len(cells)))
     heaps, everyone = _Heaps(cells, len(asked), most, rows * len(cells)), slice(0, len(cells))
-    for block in _slices(len(asked), rows):
+    for block in _slices(len(asked), max(1, rows)):
         product = heaps.product(asked[block], everyone)
         if own is not None:
             product[torch.arange(len(product)), torch.from_numpy(own[block])] = torch.inf
@@ -140,42 +180,9 @@ class _Heaps:
         return self._places, self._values[:, 0].astype(np.float64)
 
 
-def _settled(search: _Search, near: np.ndarray, beyond: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest of the candidates near (M, K), measured. Every other cell has in the outline a square of at least
-    `beyond` (M,), less that of the point asked. Rows whose last neighbour is not nearer than that, by more than
-    rounding, are looked for again in the outline in double precision, and what is still in doubt in the whole."""
-    rows = np.arange(len(near))
-    indices, distances = _measured(search, rows, near, k)
-    looks = [(search.outline, search.points), (search.cells, search.asked)]
-    for look, (cells, asked) in enumerate(looks if search.outline is not search.cells else looks[:1]):
-        last, point = distances[rows, -1].astype(np.float64), search.points[rows].astype(np.float64)
-        squares = np.einsum("ij,ij->i", point, point)
-        # A neighbour that was left out is no farther than the last one found, so that is how long it can be.
-        reach = 2 * np.sqrt(squares) + last
-        # The first product is off by its rounding; afterwards only the outline's and the measured distance's are left.
-        off = ROUNDING * np.finfo(np.float32).eps / 2 * reach * (last if look else reach)
-        rows = rows[last**2 > beyond + squares - off]
-        if not len(rows) or near.shape[1] == len(search.cells):
-            break
-        near, beyond = _doubly(cells, asked[rows], near.shape[1], None if search.own is None else search.own[rows])
-        indices[rows], distances[rows] = _measured(search, rows, near, k)
-    return indices, distances
-
-
-def _doubly(cells: np.ndarray, asked: np.ndarray, most: int, own: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """What `_mutual` gives, of each of asked (M, m) among cells (N, m), by a product in double precision."""
+def _doubly(
+    cells: np.ndarray, asked: np.ndarray, most: int, own: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `_each` gives, by a product in double precision."""
     double, points = (torch.from_numpy(array.astype(np.float64)) for array in (cells, asked))
     return _each(double, points, most, own)
-
-
-def _measured(search: _Search, rows: np.ndarray, near: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest (R, k) of the cells near (R, K) to the points asked in `rows` (R,), and their distances (R, k);
-    its own cell first."""
-    from guided.compiled.search import distances_to
-
-    near = np.sort(near, axis=1)  # of equally near cells the earlier comes first
-    distances = distances_to(search.cells, search.asked[rows], near)
-    if search.own is not None:
-        distances[near == search.own[rows, None]] = -1.0
-    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(near, order, 1), np.take_along_axis(distances, order, 1).clip(0.0)

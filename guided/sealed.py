@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
 UNSEALED = b"crc32 --------\n"  # what stands in front until the whole payload is there
 
@@ -17,16 +18,21 @@ class Sealing:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._sum = file, 0
+        self.failed: OSError | None = None  # torch's writer raises an error of its own over the one that it met
         file.write(UNSEALED)
 
     def write(self, data: bytes | memoryview) -> int:
         self._sum = zlib.crc32(data, self._sum)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.failed = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()
 
-    def close(self) -> None:
+    def seal(self) -> None:
         """Put the checksum in front, and all of it on the disk."""
         self._file.seek(0)
         self._file.write(_seal(self._sum))
@@ -42,18 +48,22 @@ def _seal(checksum: int) -> bytes:
 def sealed(path: Path) -> Iterator[Sealing]:
     """A file that is put at `path` when all is written; whatever interrupts it leaves what was there before.
 
-    Written piece by piece: a checkpoint that is first gathered in memory takes twice as long.
+    Written piece by piece: a checkpoint that is first gathered in memory takes twice as long. Raises OSError where the
+    disk does, whatever the one who writes makes of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"writing-{os.getpid()}"
+    temporary = path.parent / f"writing-{uuid4().hex}"  # processes of several nodes may share the folder
+    sealing = None
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             sealing = Sealing(file)
             yield sealing
-            sealing.close()
+            sealing.seal()
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if sealing is not None and sealing.failed is not None and sealing.failed is not error:
+            raise sealing.failed from error
         raise
 
 

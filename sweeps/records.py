@@ -320,7 +320,8 @@ class Records:
             if path.name not in busy and not path.name.startswith("."):
                 yield path, "notes of Ray Tune, never read again"
         if not busy:
-            for pattern in ("records/.writing-*", "cache/.writing-*", "studies/*/writing-*", "*/.probe-*", ".shared-*"):
+            writings = ("records/.writing-*", "cache/.writing-*", "studies/*/writing-*", "studies/*/warmups/writing-*")
+            for pattern in (*writings, "embeddings/writing-*", "*/.probe-*", ".shared-*"):
                 yield from ((path, "a writing that never ended") for path in sorted(self._out.glob(pattern)))
 
 

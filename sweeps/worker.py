@@ -232,11 +232,11 @@ def limit_threads(cpus: int) -> None:
 
 
 def keep_memory() -> None:
-    """Let glibc keep what is freed, whatever its size. By default what is larger than 32 MB, as activations are, goes
-    back to the system each time and comes again page by page, which takes about 4 % of the passes (NOTES.md)."""
+    """Let glibc keep what is freed up to 1 GB. By default what is larger than 32 MB, as activations are, goes back to
+    the system each time and comes again page by page, which takes about 4 % of the passes (NOTES.md)."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(MMAP_THRESHOLD, 2**30)
+    # One that refuses the first must not be given the second: it would stop to adapt, and map all that is large.
+    if mallopt is not None and mallopt(MMAP_THRESHOLD, 2**30):
         mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 

@@ -6,11 +6,11 @@ import numba
 import numpy as np
 
 
-@numba.njit(error_model="numpy", fastmath={"nnan", "reassoc", "contract"}, cache=True)
+@numba.njit(error_model="numpy", fastmath={"reassoc", "contract"}, cache=True)
 def clipped_sum(cells, points, near, gaps, strength, weight, cut):  # type: ignore[no-untyped-def]
     """Forces of strength (C, K) along unit vectors from points (C, n) to those of cells (N, n) in near (C, K), which
-    are gaps (C, K) away, every component cut at ±`cut`: their sum (C, n) by weight (C, K), and the sum (C, 1) of their
-    lengths. A cell at the point itself has no direction and no force."""
+    are gaps (C, K) away, every component cut at ±`cut`: their sum (C, n) and that (C, 1) of their lengths, both by
+    weight (C, K). A cell at the point itself has no direction and no force."""
     total, lengths = np.zeros(points.shape), np.zeros((len(points), 1))
     for row in range(near.shape[0]):
         point, sums = points[row], total[row]

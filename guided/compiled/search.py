@@ -20,7 +20,7 @@ def offer(product, squares, begin, columns, values, places, mutual):  # type: ig
     rows, count = product.shape
     two = product.dtype.type(2)  # a bare 2 would make it double precision
     others = squares[columns : columns + count]
-    tops = values[columns : columns + count, 0].copy() if mutual else others
+    tops = values[columns : columns + count, 0].copy() if mutual else others  # else for its type alone, as `own` below
     minima = np.empty(GROUPS * values.shape[1], product.dtype)
     for i in range(rows):
         row, kept, at = product[i], values[begin + i], places[begin + i]

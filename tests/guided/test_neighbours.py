@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.spatial.distance import cdist
+from scipy.spatial.distance import cdist, pdist
 
 from guided import neighbours
 from guided.neighbours import nearest, nearest_among
@@ -32,7 +32,7 @@ def asked_again(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     doubly = neighbours._doubly
 
     def counted(
-        cells: np.ndarray, asked: np.ndarray, most: int, own: np.ndarray | None
+        cells: np.ndarray, asked: np.ndarray, most: int, own: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         rows.append(len(asked))
         return doubly(cells, asked, most, own)
@@ -120,29 +120,50 @@ def test_an_outline_loses_no_neighbour(
 ) -> None:
     monkeypatch.setattr(neighbours, "SPARE", 1)  # so that the order in the outline is not enough
     x = spread_out(700, 600, share)
-    basis = neighbours._basis(x)
-    assert (basis is None) == (share > neighbours.LOST), "an outline that holds half of a cell is not worth its making"
-    if basis is not None:
-        assert basis.shape == (600, 150)
-        np.testing.assert_allclose(basis.T @ basis, np.eye(150), atol=1e-5)
-    for indices, distances in (nearest(x, 9), nearest_among(x, x[:300], 9)):
-        order, full = sorted_by_distance(x, x[: len(indices)], 9)
-        np.testing.assert_array_equal(indices, order)
-        np.testing.assert_allclose(distances[:, 1:], full[:, 1:], rtol=1e-5)
+    outline = neighbours._outline(x)
+    assert (outline is None) == (share > neighbours.LOST), "one that holds half of a cell is not worth its making"
+    if outline is not None:
+        assert outline.shape == (700, 150)
+        assert (pdist(outline) <= pdist(x) * (1 + 1e-5)).all()
+    indices, distances = nearest(x, 9)
+    order, full = sorted_by_distance(x, x, 9)
+    np.testing.assert_array_equal(indices, order)
+    np.testing.assert_allclose(distances[:, 1:], full[:, 1:], rtol=1e-5)
     first, last = rows
     assert first <= sum(asked_again) <= last
 
 
 def test_few_cells_have_no_outline() -> None:
     x = spread_out(100, 600, 0.0)
-    assert neighbours._basis(x) is None
+    assert neighbours._outline(x) is None
     np.testing.assert_array_equal(nearest(x, 5)[0], sorted_by_distance(x, x, 5)[0])
 
 
-def test_tight_clusters_of_long_embeddings_are_looked_at_in_double_precision(asked_again: list[int]) -> None:
-    x = clusters(512, 1e-3)
+@pytest.mark.parametrize("width", [1e-3, 1e-5])
+def test_tight_clusters_of_long_embeddings_are_looked_at_in_double_precision(
+    width: float, asked_again: list[int]
+) -> None:
+    x = clusters(512, width)
+    x = x[np.sort(np.unique(x, axis=0, return_index=True)[1])]  # rounding makes copies of some
     order, full = sorted_by_distance(x, x, 9)
-    for indices, distances in (nearest(x, 9), nearest_among(x, x, 9)):
-        np.testing.assert_array_equal(indices, order)
-        np.testing.assert_allclose(distances[:, 1:], full[:, 1:], rtol=1e-5)
-    assert len(asked_again) == 4, "in the outline, and then in the whole"
+    for search in (lambda: nearest(x, 9), lambda: nearest_among(x, x, 9)):
+        indices, distances = search()
+        np.testing.assert_allclose(distances[:, 1:], full[:, 1:], rtol=1e-4)
+        if width == 1e-3:
+            np.testing.assert_array_equal(indices, order)
+    assert len(asked_again) == 3, "in the outline and then in the whole; among others in the whole at once"
+
+
+def test_what_single_precision_cannot_hold_is_found_in_double(asked_again: list[int]) -> None:
+    x = 1e25 * np.random.default_rng(0).normal(size=(60, 3))
+    indices, distances = nearest_among(x, x[:7], 5)
+    order, full = sorted_by_distance(x, x[:7], 5)
+    np.testing.assert_array_equal(indices, order)
+    np.testing.assert_allclose(distances, full, rtol=1e-12)
+    assert asked_again == [7]
+
+
+def test_nobody_is_asked() -> None:
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    indices, distances = nearest_among(x, x[:0], 5)
+    assert indices.shape == distances.shape == (0, 5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,28 @@ def test_what_breaks_off_leaves_what_was_there(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     with pytest.raises(FileNotFoundError):
         read_sealed(tmp_path / "none")
+
+
+FULL = """
+import errno, resource, signal, sys
+from pathlib import Path
+import torch
+from guided.sealed import sealed
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+state = {str(index): torch.zeros(50_000) for index in range(4)}
+for limit in (10, 1_000, 150_000, 450_000, 799_000, 801_500):  # at the seal, within a tensor, in the directory behind
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        with sealed(Path(sys.argv[1]) / "state") as file:
+            torch.save(state, file)
+    except OSError as error:
+        print(limit, errno.errorcode[error.errno])
+"""
+
+
+def test_that_the_disk_is_full_is_told_through_torchs_own_writer(tmp_path: Path) -> None:
+    """Its errors are no OSError: a sweep would take them for those of a fold run."""
+    ran = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True)
+    told = ran.stdout.split("\n")[:-1]
+    assert [line.split()[1] for line in told] == ["EFBIG"] * 6, ran.stdout
+    assert not list(tmp_path.iterdir())

@@ -150,10 +150,14 @@ def test_only_what_is_not_needed_is_garbage(tmp_path: Path) -> None:
     records.set_aside(retried.id)
     for name in ("records/.writing-x-1", "ray/busy-1", "ray/idle-2", "studies/busy-1", "studies/idle-2"):
         (tmp_path / name).mkdir(parents=True)
+    for name in ("studies/idle-2/warmups/writing-3", "embeddings/writing-4", "embeddings/0123.npz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
     with driver_lock(tmp_path / "studies" / "busy-1"):
         # A driver is at work: its notes and whatever is being written stay.
         assert {path.name for path, _ in records.garbage()} == {done.id, "idle-2"}
-    assert {path.name for path, _ in records.garbage()} == {done.id, "idle-2", "busy-1", ".writing-x-1"}
+    freed = {done.id, "idle-2", "busy-1", ".writing-x-1", "writing-3", "writing-4"}
+    assert {path.name for path, _ in records.garbage()} == freed
 
 
 def test_gc_frees_what_its_dry_run_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
