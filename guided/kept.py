@@ -69,7 +69,7 @@ def write_kept(path: Path, embedded: Embedded) -> None:
     arrays = {name: getattr(embedded, name) for name in ("train", "validation", "test")}
     arrays |= {name: value for name in ("points", "by_head") if (value := getattr(embedded, name)) is not None}
     told = {"epoch": embedded.epoch, "val_f1": embedded.val_f1, "history": embedded.history}
-    buffer = io.BytesIO()
+    buffer = io.BytesIO()  # numpy writes to nothing that it could not read
     np.savez(buffer, allow_pickle=False, told=np.array(json.dumps(told, allow_nan=False)), **arrays)
     with sealed(path) as file:
         file.write(buffer.getbuffer())
