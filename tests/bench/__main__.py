@@ -82,7 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
 def table(found: list[Part]) -> Table:
     """Medians and ratios of the parts; how many repeats, and by which clock, is in the file."""
     shown = Table("part", "n", "d", "ref. s", "ours s", "ratio", "low-high", box=box.SIMPLE, pad_edge=False)
-    shown.columns[0].no_wrap = True
+    for column in shown.columns[1:]:
+        column.no_wrap = True  # the name of a part may break, a number must not
     for part in found:
         shown.add_row(
             part.part,
