@@ -100,7 +100,8 @@ class _Found:
         unit = ROUNDING * np.finfo(np.float32).eps / 2
         # Behind a product in double precision the rounding of the outline and of the measured distance is left.
         off = unit * reach**2 if single else unit * reach * last + (unit * reach) ** 2
-        return rows[~(np.isfinite(beyond) & (last**2 <= beyond + squares - off))]  # what single precision cannot hold
+        sure = np.isfinite(beyond) & (last**2 <= beyond + squares - off)  # single precision overflows at 1e19
+        return rows[~sure]
 
 
 def _outline(x: np.ndarray) -> np.ndarray | None:
@@ -140,9 +141,9 @@ def _each(
     cells: torch.Tensor, asked: torch.Tensor, most: int, own: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """What `_mutual` gives, of each of asked (M, m) among cells (N, m), `own` (M,) among them."""
-    rows = min(len(asked), max(1, BLOCK // len(cells)))
+    rows = max(1, min(len(asked), BLOCK // len(cells)))
     heaps, everyone = _Heaps(cells, len(asked), most, rows * len(cells)), slice(0, len(cells))
-    for block in _slices(len(asked), max(1, rows)):
+    for block in _slices(len(asked), rows):
         product = heaps.product(asked[block], everyone)
         if own is not None:
             product[torch.arange(len(product)), torch.from_numpy(own[block])] = torch.inf
